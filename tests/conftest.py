@@ -1,0 +1,67 @@
+"""Leaves out the tests this machine cannot run, and says so at the end of every run."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+from collections.abc import Callable
+from functools import cache
+
+import pytest
+
+MARIADB = ("127.0.0.1", 3306)
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+@cache
+def _no_gpu() -> str | None:
+    import torch
+
+    return None if torch.cuda.is_available() else "no CUDA device"
+
+
+@cache
+def _no_browser() -> str | None:
+    return None if any(map(shutil.which, BROWSERS)) else f"none of {', '.join(BROWSERS)} found"
+
+
+@cache
+def _no_mariadb() -> str | None:
+    try:
+        socket.create_connection(MARIADB, timeout=2).close()
+    except OSError:
+        return "nothing answers at {}:{}".format(*MARIADB)
+    return None
+
+
+# marker -> why its tests cannot run here, or None when they can
+OBSTACLES: dict[str, Callable[[], str | None]] = {
+    "gpu": _no_gpu,
+    "browser": _no_browser,
+    "mariadb": _no_mariadb,
+}
+
+
+def _obstacle(item: pytest.Item) -> str | None:
+    found = (OBSTACLES[m.name]() for m in item.iter_markers() if m.name in OBSTACLES)
+    return next(filter(None, found), None)
+
+
+@pytest.hookimpl(trylast=True)  # after -m and -k: only tests that were asked for are looked at
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect what cannot run; the closing lines name it."""
+    left_out = [item for item in items if _obstacle(item)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Name each kind of test that this run had to leave out."""
+    for marker, obstacle in OBSTACLES.items():
+        if f"not {marker}" in config.option.markexpr:
+            continue  # left out by choice
+        if reason := obstacle():
+            terminalreporter.write_line(f"NOT RUN HERE: {marker} tests ({reason})", yellow=True)
