@@ -1,0 +1,486 @@
+"""``OneCycleSampler``: any Optuna sampler, searching where the range tests point.
+
+A trial is drawn in two stages, because Optuna draws a trial's whole relative space at its first
+``suggest_*``, when the user's own parameters and the context are not yet known:
+
+1. the user's parameters, by the base sampler as usual (ours are left out of its space);
+2. the recipe's six values, jointly, when the first of them is read.
+
+In stage 2 the base sampler sees the study in *search coordinates*:
+
+=============  ===================================================================
+coordinate     meaning
+=============  ===================================================================
+rate           max_lr / centre of the trial's own context (so contexts compare)
+κ              weight_decay × effective rate × total_steps, where the effective
+               rate is max_lr / (1 − momentum) for SGD-like and max_lr for
+               Adam-like optimizers (docs/design.md, "Weight decay")
+value          the result of the longest rung, moved to the scale of full cycles
+=============  ===================================================================
+
+What is stored are always the plain values under wide distributions that are the same in every
+trial.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import statistics
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import optuna
+from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.samplers import BaseSampler
+from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from hpsched import evidence, records
+from hpsched.errors import RecordError, UsageError
+from hpsched.records import RecipeSpace
+
+#: The recipe that fast.ai made popular; the first real trial uses it at the proposed rate.
+STANDARD_RECIPE = {
+    "div_factor": 25.0,
+    "pct_start": 0.3,
+    "base_momentum": 0.85,
+    "max_momentum": 0.95,
+}
+#: κ ≤ 1 costs nothing on unlike tasks and helps a little; κ = 10 ruins.
+STANDARD_KAPPA = 0.3
+KAPPA_RANGE = (0.01, 5.0)
+#: Horizon assumed for κ when ``suggest_onecycle`` was not told total_steps.
+ASSUMED_STEPS = 1000
+#: Trials of a context before its window may widen towards a best one at its edge.
+TRIALS_BEFORE_WIDENING = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coordinates:
+    """The map between a recipe's plain values and the base sampler's coordinates.
+
+    Attributes:
+        recipe: The space of the trial at hand.
+        centre: The context's proposed max_lr; 1 when there is no evidence.
+        window: (low, high) for max_lr.
+        momentum_name: ``momentum``, ``beta1`` or ``none``.
+    """
+
+    recipe: RecipeSpace
+    centre: float
+    window: tuple[float, float]
+    momentum_name: str
+
+    @property
+    def uses_kappa(self) -> bool:
+        """Whether weight decay is searched as κ (its range was left to us)."""
+        low, high, log = self.recipe.space.get("weight_decay", (1.0, 1.0, False))
+        return log and (low, high) == WEIGHT_DECAY_BOUNDS
+
+    def space(self) -> dict[str, BaseDistribution]:
+        """Parameter name → distribution in search coordinates."""
+        found: dict[str, BaseDistribution] = {}
+        for field in records.FIELDS:
+            if field in self.recipe.space:
+                low, high, log = self.recipe.space[field]
+                if field == "max_lr":
+                    low, high = (edge / self.centre for edge in self.window)
+                elif field == "weight_decay" and self.uses_kappa:
+                    low, high = KAPPA_RANGE
+                found[self.recipe.name(field)] = FloatDistribution(low, high, log=log)
+        return found
+
+    def to_search(self, params: Mapping[str, Any]) -> dict[str, Any] | None:
+        """``params`` with the recipe's in search coordinates; None unless all are there."""
+        values = self.recipe.values(params)
+        if values is None:
+            return None
+        moved = dict(params)
+        if "max_lr" in self.recipe.space:
+            moved[self.recipe.name("max_lr")] = values["max_lr"] / self.centre
+        if self.uses_kappa:
+            moved[self.recipe.name("weight_decay")] = values["weight_decay"] * self._unit(values)
+        return moved
+
+    def from_search(self, params: Mapping[str, Any]) -> dict[str, float]:
+        """Field → plain value, within the stored bounds."""
+        values = {field: float(params[self.recipe.name(field)]) for field in self.recipe.space}
+        if "max_lr" in values:
+            values["max_lr"] *= self.centre
+        if self.uses_kappa:
+            values["weight_decay"] /= self._unit({**self.recipe.fixed, **values})
+        return {field: self._clip(field, value) for field, value in values.items()}
+
+    def standard(self) -> dict[str, float]:
+        """Field → value of the standard recipe at the proposed rate, within the ranges."""
+        wanted = {**STANDARD_RECIPE, "max_lr": self.centre, **self.recipe.fixed}
+        values = {**wanted, "weight_decay": self.recipe.fixed.get("weight_decay", 0.0)}
+        if "weight_decay" in self.recipe.space:
+            values["weight_decay"] = STANDARD_KAPPA / self._unit(wanted)
+        return {field: self._clip(field, values[field]) for field in self.recipe.space}
+
+    def _unit(self, values: Mapping[str, float]) -> float:
+        """κ per weight decay: effective rate × total_steps."""
+        rate = values["max_lr"]
+        if self.momentum_name == "momentum":
+            rate /= 1 - values["base_momentum"]
+        return rate * (self.recipe.total_steps or ASSUMED_STEPS)
+
+    def _clip(self, field: str, value: float) -> float:
+        low, high, _ = self.recipe.space[field]
+        return min(max(value, low), high)
+
+
+#: The stored range of weight decay when the caller leaves it to us.
+WEIGHT_DECAY_BOUNDS = (1e-8, 1.0)
+
+
+class OneCycleSampler(BaseSampler):
+    """Samples one-cycle recipes inside the window that the range tests give.
+
+    Everything that workers share is read from the study; nothing but the draw of a trial in
+    progress is kept here.
+
+    Args:
+        base_sampler: Does the sampling; Optuna's TPE unless told otherwise. TPE, GP, QMC, CMA-ES
+            and random sampling are tested.
+        range_tests: Replicates of the range test wanted per context; 0 switches them off.
+        seed: Seeds the base sampler made here and, in studies without stored settings, the runs.
+
+    Raises:
+        UsageError: ``range_tests`` is negative.
+    """
+
+    def __init__(
+        self,
+        base_sampler: BaseSampler | None = None,
+        *,
+        range_tests: int = 3,
+        seed: int | None = None,
+    ) -> None:
+        if range_tests < 0:
+            raise UsageError(f"range_tests={range_tests!r}: a number of replicates, 0 or more.")
+        self._base_sampler = base_sampler or optuna.samplers.TPESampler(seed=seed)
+        self.range_tests = range_tests
+        self.seed = seed
+        self._draws: dict[tuple[int, str], dict[str, float]] = {}
+
+    def reseed_rng(self) -> None:
+        """Reseed the base sampler (Optuna calls this under ``n_jobs > 1``)."""
+        self._base_sampler.reseed_rng()
+
+    def infer_relative_search_space(
+        self, study: Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """The base sampler's space without the recipe's names (stage 1)."""
+        view = _view(study, _ordinary(study))
+        space = self._base_sampler.infer_relative_search_space(view, trial)
+        ours = {name for t in _trials(study) for r in _spaces(t) for name in r.names}
+        return {name: dist for name, dist in space.items() if name not in ours}
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Stage 1: the user's own parameters, by the base sampler."""
+        view = _view(study, _ordinary(study))
+        return self._base_sampler.sample_relative(view, trial, search_space)
+
+    def sample_independent(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        """Stage 2 when the name belongs to the trial's recipe; else the base sampler's."""
+        for recipe in _spaces(trial):
+            if param_name in recipe.names:
+                return self._draw(study, trial, recipe)[param_name]
+        return self._base_sampler.sample_independent(
+            _view(study, _ordinary(study)), trial, param_name, param_distribution
+        )
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        """Delegates."""
+        self._base_sampler.before_trial(study, trial)
+
+    def after_trial(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        state: TrialState,
+        values: Sequence[float] | None,
+    ) -> None:
+        """Delegates, and forgets the trial's draw."""
+        for key in [key for key in self._draws if key[0] == trial._trial_id]:
+            self._draws.pop(key, None)
+        self._base_sampler.after_trial(study, trial, state, values)
+
+    def _draw(self, study: Study, trial: FrozenTrial, recipe: RecipeSpace) -> dict[str, float]:
+        key = (trial._trial_id, recipe.prefix)
+        if key not in self._draws:
+            trials = _trials(study)
+            where = coordinates(trials, recipe, study.directions)
+            if _is_first(trials, trial):
+                study._storage.set_trial_user_attr(trial._trial_id, records.STANDARD, True)
+                values = where.standard()
+            else:
+                values = where.from_search(self._sample(study, trial, where))
+            self._draws[key] = {recipe.name(field): v for field, v in values.items()}
+        return self._draws[key]
+
+    def _sample(self, study: Study, trial: FrozenTrial, where: Coordinates) -> dict[str, Any]:
+        space = where.space()
+        view = _view(study, _in_coordinates(study, where, space))
+        free = {name: dist for name, dist in space.items() if not dist.single()}
+        params = self._base_sampler.sample_relative(view, trial, free) if free else {}
+        for name, dist in space.items():
+            if name not in params:
+                params[name] = (
+                    cast(FloatDistribution, dist).low
+                    if dist.single()
+                    else self._base_sampler.sample_independent(view, trial, name, dist)
+                )
+        return params
+
+
+def find_sampler(study: Study) -> OneCycleSampler | None:
+    """The study's :class:`OneCycleSampler`, also inside a wrapper such as PartialFixedSampler."""
+    sampler: Any = study.sampler
+    while sampler is not None and not isinstance(sampler, OneCycleSampler):
+        sampler = getattr(sampler, "_base_sampler", None)
+    return sampler
+
+
+def coordinates(
+    trials: Sequence[FrozenTrial],
+    recipe: RecipeSpace,
+    directions: Sequence[StudyDirection],
+) -> Coordinates:
+    """Where to search for this recipe, from the evidence of its context (or of all contexts).
+
+    The window widens by an octave at a time towards a best trial within half an octave of its
+    edge, so that a wrong window is left.
+    """
+    found = evidence.pool(evidence.of_context(trials, recipe.context_key)) or evidence.pool(
+        evidence.sweeps(trials)
+    )
+    low, high, _ = recipe.space.get("max_lr", (recipe.fixed.get("max_lr", 1.0),) * 2 + (True,))
+    if found is None or "max_lr" not in recipe.space:
+        centre = math.sqrt(low * high)
+        name = found.momentum_name if found else "momentum"
+        return Coordinates(recipe=recipe, centre=centre, window=(low, high), momentum_name=name)
+    proposal = found.proposal
+    centre = min(max(proposal.centre, low), high)
+    window = _widened((proposal.low, proposal.high), _best_lr(trials, recipe, directions))
+    window = (max(window[0], low), min(window[1], high))
+    if not window[0] < window[1]:  # the user's range lies beside the window: search the range
+        window = (low, high)
+    return Coordinates(
+        recipe=recipe, centre=centre, window=window, momentum_name=found.momentum_name
+    )
+
+
+def full_scale_values(trials: Sequence[FrozenTrial]) -> dict[int, float]:
+    """Trial number → its longest rung's value, moved to the scale of the last rung.
+
+    Short cycles score worse than full ones for want of steps. What a rung adds is taken as the
+    median change over the trials that ran both it and the next one.
+    """
+    ladders = {t.number: dict(t.intermediate_values) for t in trials if t.intermediate_values}
+    steps = sorted({step for ladder in ladders.values() for step in ladder})
+    gain = {step: 0.0 for step in steps}
+    for lower, upper in zip(reversed(steps[:-1]), reversed(steps[1:]), strict=True):
+        changes = [
+            change
+            for ladder in ladders.values()
+            if lower in ladder
+            and upper in ladder
+            and math.isfinite(change := ladder[upper] - ladder[lower])
+        ]
+        gain[lower] = gain[upper] + (statistics.median(changes) if changes else 0.0)
+    return {
+        number: value
+        for number, ladder in ladders.items()
+        if math.isfinite(value := ladder[max(ladder)] + gain[max(ladder)])
+    }
+
+
+def _trials(study: Study) -> list[FrozenTrial]:
+    return study._get_trials(deepcopy=False, use_cache=False)
+
+
+def _spaces(trial: FrozenTrial) -> list[RecipeSpace]:
+    try:
+        return list(records.recipe_spaces(trial))
+    except RecordError as error:
+        evidence._warn_once(str(error))
+        return []
+
+
+def _is_first(trials: Sequence[FrozenTrial], trial: FrozenTrial) -> bool:
+    """Whether nobody else holds, or has played, the role of the standard recipe."""
+    return not any(
+        records.STANDARD in t.user_attrs and t.state != TrialState.FAIL
+        for t in trials
+        if t.number != trial.number
+    )
+
+
+def _best_lr(
+    trials: Sequence[FrozenTrial], recipe: RecipeSpace, directions: Sequence[StudyDirection]
+) -> float | None:
+    """max_lr of the context's best trial so far; None while there are too few."""
+    if len(directions) != 1:
+        return None
+    name = recipe.name("max_lr")
+    values = full_scale_values([t for t in trials if not records.is_confirmation(t)])
+    ours = [
+        (values[t.number], t.params[name])
+        for t in trials
+        if t.number in values
+        and name in t.params
+        and records.DIVERGED not in t.user_attrs
+        and any(r.context_key == recipe.context_key for r in _spaces(t))
+    ]
+    if len(ours) < TRIALS_BEFORE_WIDENING:
+        return None
+    pick = min if directions[0] == StudyDirection.MINIMIZE else max
+    return float(pick(ours)[1])
+
+
+def _widened(window: tuple[float, float], best_lr: float | None) -> tuple[float, float]:
+    low, high = window
+    if best_lr is not None:
+        while best_lr < low * math.sqrt(2):
+            low /= 2
+        while best_lr > high / math.sqrt(2):
+            high *= 2
+    return low, high
+
+
+def _ordinary(study: Study) -> Callable[[], list[FrozenTrial]]:
+    """Trials that a base sampler may learn the user's own parameters from."""
+
+    def read() -> list[FrozenTrial]:
+        trials = _trials(study)
+        shown = [t for t in trials if not records.is_confirmation(t) and _has_all(t)]
+        return _on_one_scale(study, shown, lambda trial: trial.params)
+
+    return read
+
+
+def _in_coordinates(
+    study: Study, where: Coordinates, space: Mapping[str, BaseDistribution]
+) -> Callable[[], list[FrozenTrial]]:
+    """Trials with this recipe's parameters, in search coordinates, inside the space.
+
+    A trial outside the window is hidden: samplers would pin proposals to the edge next to it.
+    """
+
+    def read() -> list[FrozenTrial]:
+        trials = _trials(study)
+        maps: dict[str, Coordinates] = {where.recipe.context_key: where}
+
+        def params_of(trial: FrozenTrial) -> Mapping[str, Any] | None:
+            recipe = next((r for r in _spaces(trial) if r.prefix == where.recipe.prefix), None)
+            key = recipe.context_key if recipe else where.recipe.context_key
+            if key not in maps:
+                assert recipe is not None
+                maps[key] = coordinates(trials, recipe, study.directions)
+            params = maps[key].to_search(trial.params)
+            return params if params is not None and _inside(params, space) else None
+
+        shown = [t for t in trials if not records.is_confirmation(t)]
+        return _on_one_scale(study, shown, params_of)
+
+    return read
+
+
+def _has_all(trial: FrozenTrial) -> bool:
+    return all(r.values(trial.params) is not None for r in _spaces(trial))
+
+
+def _inside(params: Mapping[str, Any], space: Mapping[str, BaseDistribution]) -> bool:
+    slack = 1 + 1e-9
+    return all(
+        cast(FloatDistribution, dist).low / slack
+        <= params[name]
+        <= cast(FloatDistribution, dist).high * slack
+        for name, dist in space.items()
+    )
+
+
+def _on_one_scale(
+    study: Study,
+    trials: Sequence[FrozenTrial],
+    params_of: Callable[[FrozenTrial], Mapping[str, Any] | None],
+) -> list[FrozenTrial]:
+    """Copies of the trials with other params, and pruned ones as complete on the full scale.
+
+    Samplers that ignore pruned trials (GP) would otherwise learn nothing from short rungs.
+    """
+    single = len(study.directions) == 1
+    values = full_scale_values(trials) if single else {}
+    worst = _worst(study, values) if single else None
+    shown = []
+    for trial in trials:
+        params = params_of(trial)
+        if params is None:
+            continue
+        moved = copy.copy(trial)
+        moved.params = dict(params)
+        if trial.state == TrialState.PRUNED and single:
+            value = worst if records.DIVERGED in trial.user_attrs else values.get(trial.number)
+            if value is None and any(True for _ in _spaces(trial)):
+                continue
+            if value is not None:
+                moved.state = TrialState.COMPLETE
+                moved.value = value
+        shown.append(moved)
+    return shown
+
+
+def _worst(study: Study, values: Mapping[int, float]) -> float | None:
+    if not values:
+        return None
+    minimize = study.directions[0] == StudyDirection.MINIMIZE
+    return max(values.values()) if minimize else min(values.values())
+
+
+class _StudyView:
+    """A study whose trials are those of ``read``; everything else is the study's own."""
+
+    def __init__(self, study: Study, read: Callable[[], list[FrozenTrial]]) -> None:
+        self._study = study
+        self._read = read
+        self._shown: list[FrozenTrial] | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._study, name)
+
+    @property
+    def trials(self) -> list[FrozenTrial]:
+        return self.get_trials()
+
+    def get_trials(
+        self, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        return self._get_trials(deepcopy=deepcopy, states=states)
+
+    def _get_trials(
+        self,
+        deepcopy: bool = True,
+        states: Container[TrialState] | None = None,
+        use_cache: bool = False,
+    ) -> list[FrozenTrial]:
+        if self._shown is None:  # a view lives for one call of the base sampler
+            self._shown = self._read()
+        found = [t for t in self._shown if states is None or t.state in states]
+        return copy.deepcopy(found) if deepcopy else found
+
+
+def _view(study: Study, read: Callable[[], list[FrozenTrial]]) -> Study:
+    return cast(Study, _StudyView(study, read))

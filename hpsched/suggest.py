@@ -1,0 +1,654 @@
+"""``suggest_onecycle`` and ``OneCycle``: a recipe in a trial, and the trial's whole course.
+
+``OneCycle.run`` is "one trial, start to end": range test if the study still wants one, then the
+six values, then rungs of complete cycles with pruning between them, each result stored before
+the next begins, so that a trial put back in the queue continues after what it has.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import optuna
+from optuna.trial import BaseTrial
+
+from hpsched import evidence, records, schedules
+from hpsched.errors import TrainingError, UsageError
+from hpsched.records import CycleRecord, RecipeSpace, SweepRecord
+from hpsched.sampler import (
+    STANDARD_RECIPE,
+    WEIGHT_DECAY_BOUNDS,
+    find_sampler,
+)
+
+if TYPE_CHECKING:
+    from hpsched.cycle import Cycle, Outcome, ScheduleDriver
+
+Range = tuple[float, float] | float
+Train = Callable[["Cycle"], Any]
+
+logger = logging.getLogger("hpsched")
+
+BASE_MOMENTUM = (0.75, 0.9)
+MAX_MOMENTUM = (0.9, 0.98)
+#: Weight decays of successive replicates (Smith 1803.09820 section 4.4 tests 1e-3 … 1e-5, 0).
+SWEEP_WEIGHT_DECAYS = (1e-4, 1e-3, 1e-5)
+SWEEP_STEPS = 100
+SHORTEST_SWEEP = 20
+MIN_RUNG_STEPS = 30
+_LIMITS = {  # field: (lowest, highest, highest is allowed, log)
+    "max_lr": (0.0, math.inf, False, True),
+    "div_factor": (1.0, math.inf, False, True),
+    "pct_start": (0.0, 1.0, True, False),
+    "base_momentum": (0.0, 1.0, False, False),
+    "max_momentum": (0.0, 1.0, False, False),
+    "weight_decay": (0.0, math.inf, False, True),
+}
+
+
+def suggest_onecycle(
+    trial: BaseTrial,
+    total_steps: int | None = None,
+    *,
+    max_lr: Range = (1e-6, 10.0),
+    div_factor: Range = (5, 50),
+    pct_start: Range = (0.1, 0.5),
+    base_momentum: Range = BASE_MOMENTUM,
+    max_momentum: Range = MAX_MOMENTUM,
+    weight_decay: Range = WEIGHT_DECAY_BOUNDS,
+    final_div_factor: float = 1e4,
+    policy: str = "cosine",
+    context: Mapping[str, Any] | None = None,
+    prefix: str = "",
+    rungs: int = 3,
+    reduction_factor: int = 3,
+    min_steps: int = MIN_RUNG_STEPS,
+    range_test: bool | Mapping[str, Any] = True,
+) -> OneCycle:
+    """A one-cycle recipe whose values this trial searches.
+
+    A pair is a range to search, a number fixes the value. Nothing is suggested before it is read.
+
+    Args:
+        trial: The Optuna trial (also a ``FixedTrial`` or ``FrozenTrial``).
+        total_steps: Optimizer steps of a full training run. Needed by :meth:`OneCycle.run`.
+        max_lr: Peak learning rate; searched on a log scale inside the range tests' window.
+        div_factor: Initial rate = max_lr / div_factor; log scale.
+        pct_start: Share of the steps in which the rate rises.
+        base_momentum: Momentum (or beta1) at the peak of the rate.
+        max_momentum: Momentum (or beta1) at both ends.
+        weight_decay: By default searched in its natural unit κ = weight_decay × effective rate ×
+            total_steps between 0.01 and 5, within stored bounds of 1e-8 and 1.
+        final_div_factor: Final rate = initial rate / final_div_factor.
+        policy: ``cosine`` (two phases) or ``linear`` (Smith's three phases).
+        context: What the right max_lr depends on, e.g. ``{"batch_size": 128}``: range tests are
+            pooled per context.
+        prefix: Put before each parameter's name, so that two recipes, or a ``weight_decay`` of
+            your own, do not collide.
+        rungs: Complete cycles a trial climbs, of total_steps/η², total_steps/η, total_steps.
+        reduction_factor: η, the ratio of successive rungs.
+        min_steps: Rungs shorter than this are left out.
+        range_test: False for none; or a dict with ``num_iter`` (default: at most 100, a third of
+            total_steps), ``start_lr`` and ``end_lr`` (default: the ends of max_lr), ``mode``
+            (``exp`` or ``linear``) and ``validate_every`` (steps between ``cycle.validate`` calls).
+
+    Raises:
+        UsageError: A range that is reversed or outside its meaning; a parameter of that name was
+            already suggested by other code.
+    """
+    given = {
+        "max_lr": max_lr,
+        "div_factor": div_factor,
+        "pct_start": pct_start,
+        "base_momentum": base_momentum,
+        "max_momentum": max_momentum,
+        "weight_decay": weight_decay,
+    }
+    space, fixed = _space(given, final_div_factor)
+    _check_momenta(given)
+    if policy not in ("cosine", "linear"):
+        raise UsageError(f"policy={policy!r}: 'cosine' or 'linear'.")
+    if context is not None and not isinstance(context, Mapping):
+        raise UsageError(f"context={context!r}: a dict such as {{'batch_size': 128}}.")
+    recipe = RecipeSpace(
+        prefix=prefix,
+        total_steps=total_steps,
+        policy=policy,
+        fixed=fixed,
+        space=space,
+        context=dict(context or {}),
+        rungs=rung_ladder(total_steps, rungs, reduction_factor, min_steps),
+        explicit_momentum=base_momentum is not BASE_MOMENTUM or max_momentum is not MAX_MOMENTUM,
+    )
+    _check_collision(trial, recipe)
+    trial.set_user_attr(records.recipe_attr(prefix), recipe.to_json())
+    return OneCycle(trial, recipe, _sweep_options(range_test, recipe))
+
+
+def rung_ladder(
+    total_steps: int | None,
+    rungs: int = 3,
+    reduction_factor: int = 3,
+    min_steps: int = MIN_RUNG_STEPS,
+) -> tuple[tuple[int, int], ...]:
+    """(index, steps) of each rung: steps = total_steps/η^k, rounded, k falling to 0.
+
+    Rungs shorter than ``min_steps`` are left out, all but the full cycle; the others keep their
+    index, so that trials with other horizons compare at the same rung.
+
+    Raises:
+        UsageError: total_steps or rungs below 1, reduction_factor below 2.
+    """
+    if rungs < 1 or int(rungs) != rungs:
+        raise UsageError(f"rungs={rungs!r}: a whole number, at least 1 (1 switches rungs off).")
+    if reduction_factor < 2:
+        raise UsageError(f"reduction_factor={reduction_factor!r}: at least 2.")
+    if total_steps is None:
+        return ()
+    if isinstance(total_steps, bool) or int(total_steps) != total_steps or total_steps < 1:
+        raise UsageError(f"total_steps={total_steps!r}: a whole number of optimizer steps, ≥ 1.")
+    top = rungs - 1
+    steps = [round(total_steps / reduction_factor ** (top - rung)) for rung in range(top)]
+    kept = tuple((rung, n) for rung, n in enumerate(steps) if n >= min_steps)
+    if len(kept) < top:
+        _warn_once(
+            f"total_steps={total_steps} leaves room for {len(kept) + 1} of {rungs} rungs: "
+            f"the shortest would have {steps[0]} steps, and min_steps is {min_steps}. "
+            "Going on without the shortest; pass rungs= or min_steps= to choose otherwise."
+        )
+    return (*kept, (top, int(total_steps)))
+
+
+class OneCycle:
+    """The recipe of one trial; made by :func:`suggest_onecycle`.
+
+    The values are attributes, suggested when first read: ``max_lr``, ``div_factor``,
+    ``pct_start``, ``base_momentum``, ``max_momentum``, ``weight_decay``; and
+    ``final_div_factor``, ``policy``.
+    """
+
+    def __init__(
+        self, trial: BaseTrial, recipe: RecipeSpace, sweep: Mapping[str, Any] | None
+    ) -> None:
+        self._trial = trial
+        self._recipe = recipe
+        self._sweep = sweep
+        self._values: dict[str, float] = {}
+        self._ran = False
+
+    @property
+    def max_lr(self) -> float:
+        """Peak learning rate."""
+        return self._value("max_lr")
+
+    @property
+    def div_factor(self) -> float:
+        """Initial rate = max_lr / div_factor."""
+        return self._value("div_factor")
+
+    @property
+    def pct_start(self) -> float:
+        """Share of the steps in which the rate rises."""
+        return self._value("pct_start")
+
+    @property
+    def base_momentum(self) -> float:
+        """Momentum (or beta1) at the peak of the rate."""
+        return self._value("base_momentum")
+
+    @property
+    def max_momentum(self) -> float:
+        """Momentum (or beta1) at both ends of the cycle."""
+        return self._value("max_momentum")
+
+    @property
+    def weight_decay(self) -> float:
+        """Weight decay, for the optimizer."""
+        return self._value("weight_decay")
+
+    @property
+    def final_div_factor(self) -> float:
+        """Final rate = initial rate / final_div_factor."""
+        return self._recipe.fixed["final_div_factor"]
+
+    @property
+    def policy(self) -> str:
+        """``cosine`` or ``linear``."""
+        return self._recipe.policy
+
+    def to_dict(self) -> dict[str, Any]:
+        """The recipe as plain values: the six, final_div_factor and policy."""
+        return {
+            **{field: self._value(field) for field in records.FIELDS},
+            "final_div_factor": self.final_div_factor,
+            "policy": self.policy,
+        }
+
+    def torch_kwargs(self, total_steps: int) -> dict[str, Any]:
+        """Arguments for ``torch.optim.lr_scheduler.OneCycleLR`` over ``total_steps`` steps.
+
+        ``pct_start`` is the one rounded to a whole step, for which torch hits the peak.
+        """
+        values = self.to_dict()
+        return {
+            "max_lr": values["max_lr"],
+            "total_steps": total_steps,
+            "pct_start": schedules.rounded_pct_start(
+                total_steps, values["pct_start"], values["policy"]
+            ),
+            "anneal_strategy": "cos" if values["policy"] == "cosine" else "linear",
+            "three_phase": values["policy"] == "linear",
+            "base_momentum": values["base_momentum"],
+            "max_momentum": values["max_momentum"],
+            "div_factor": values["div_factor"],
+            "final_div_factor": values["final_div_factor"],
+        }
+
+    def schedule(self, optimizer: Any, total_steps: int) -> ScheduleDriver:
+        """Drive ``optimizer`` through this recipe in a training loop of your own.
+
+        Call ``.step()`` after each optimizer step.
+        """
+        from hpsched.cycle import ScheduleDriver
+
+        return ScheduleDriver(
+            optimizer,
+            schedules=self._schedules(total_steps),
+            reference_lr=self.max_lr,
+            explicit_momentum=self._recipe.explicit_momentum,
+        )
+
+    def train(self, train: Train, total_steps: int, seed: int = 0) -> float:
+        """Run the recipe once, outside any study: for the final model. Returns train's value.
+
+        Raises:
+            TrainingError: The run diverged, or ``train`` broke its contract.
+        """
+        cycle = self._cycle("final", total_steps, seed, name=f"final-{seed}")
+        return _value_of(cycle, train)
+
+    def run(self, train: Train) -> float:
+        """One trial, start to end: range test if wanted, then rungs of complete cycles.
+
+        ``train(cycle)`` is called once for each; see :class:`~hpsched.Cycle`. A trial put back in
+        the queue continues after the rungs it has.
+
+        Returns:
+            What ``train`` returned for the full cycle: the trial's value.
+
+        Raises:
+            optuna.TrialPruned: The trial was pruned after a rung, or a run diverged.
+            TrainingError: ``train`` broke its contract.
+            UsageError: total_steps was not given, or ``run`` was called twice in one trial.
+        """
+        if self._recipe.total_steps is None:
+            raise UsageError(
+                "OneCycle.run needs the length of a full cycle: "
+                "suggest_onecycle(trial, total_steps=3_000)."
+            )
+        if self._ran:
+            raise UsageError("OneCycle.run was called twice in one trial: one run, one value.")
+        self._ran = True
+        if not isinstance(self._trial, optuna.trial.Trial):
+            return self.train(train, self._recipe.total_steps)
+        if records.CONFIRMS in self._trial.user_attrs:
+            return self._confirm(train)
+        self._range_test(train)
+        self.to_dict()  # all six before the first cycle, so that any end leaves a whole trial
+        return self._climb(train)
+
+    # -- values ------------------------------------------------------------------------------
+
+    def _value(self, field: str) -> float:
+        if field in self._recipe.fixed:
+            return self._recipe.fixed[field]
+        if field not in self._values:
+            if not self._ran and self._wants_range_test():
+                _warn_once(
+                    f"{field} was read before run(): this trial is drawn without a range test of "
+                    "its own. Call suggest_onecycle(...).run(train) first to get one."
+                )
+                self._sweep = None
+            low, high, log = self._recipe.space[field]
+            self._values[field] = self._trial.suggest_float(
+                self._recipe.name(field), low, high, log=log
+            )
+        return self._values[field]
+
+    def _schedules(self, total_steps: int) -> schedules.OneCycleSchedules:
+        values = self.to_dict()
+        values.pop("weight_decay")
+        return schedules.one_cycle(total_steps, **values)
+
+    # -- runs --------------------------------------------------------------------------------
+
+    def _climb(self, train: Train) -> float:
+        trial, rungs = self._study_trial(), self._rungs()
+        value = math.nan
+        for rung, steps in rungs.items():
+            key = f"{records.RUNG}{rung}"
+            kept = self._record(key)
+            record = kept or self._run_cycle(train, "rung", rung, steps, key)
+            if record.value is None:
+                self._end_diverged(f"rung {rung} ({steps} steps): {record.diverged}")
+            assert record.value is not None
+            value = self._given or record.value  # type: ignore[assignment]
+            if len(trial.study.directions) > 1:
+                return value
+            self._report(record.value, rung)
+            is_last = rung == max(rungs)
+            climbed = f"{records.RUNG}{rung + 1}" in trial.user_attrs
+            if not is_last and not climbed and trial.should_prune():
+                raise optuna.TrialPruned(
+                    f"rung {rung} ({steps} steps) gave {record.value:.6g}: not in the best "
+                    "share of the trials that reached it"
+                )
+        return value
+
+    def _confirm(self, train: Train) -> float:
+        self._sweep = None
+        self.to_dict()
+        rung, steps = self._recipe.rungs[-1]
+        record = self._record(records.CONFIRM) or self._run_cycle(
+            train, "confirm", rung, steps, records.CONFIRM
+        )
+        if record.value is None:
+            self._end_diverged(f"confirmation: {record.diverged}")
+        assert record.value is not None
+        return record.value
+
+    def _rungs(self) -> dict[int, int]:
+        """Index → steps, rising; with several objectives only the full cycle."""
+        several = len(self._study_trial().study.directions) > 1
+        return dict(self._recipe.rungs[-1:] if several else self._recipe.rungs)
+
+    def _run_cycle(self, train: Train, kind: Any, rung: int, steps: int, key: str) -> CycleRecord:
+        from hpsched.cycle import execute, free_memory
+
+        trial = self._study_trial()
+        cycle = self._cycle(kind, steps, self._seed(kind, rung), rung=rung)
+        logger.info("trial %d: %s %d, %d steps", trial.number, kind, rung, steps)
+        outcome = execute(cycle, train)
+        free_memory()
+        return self._store(cycle, outcome, key)
+
+    def _store(self, cycle: Cycle, outcome: Outcome, key: str) -> CycleRecord:
+        self._given = outcome.value if isinstance(outcome.value, list) else None
+        record = CycleRecord(
+            name=cycle.name,
+            rung=cycle.rung,
+            steps=outcome.steps,
+            total_steps=self._recipe.total_steps or cycle.total_steps,
+            seconds=round(outcome.seconds, 4),
+            seed=cycle.seed,
+            value=self._given[0] if self._given else outcome.value,
+            diverged=outcome.diverged,
+            curves=cycle.curves(),
+        )
+        self._study_trial().set_user_attr(key, record.to_json())
+        return record
+
+    _given: list[float] | None = None  # several objectives: the values as train returned them
+
+    def _range_test(self, train: Train) -> None:
+        from hpsched.cycle import execute, free_memory
+
+        if not self._wants_range_test():
+            return
+        trial = self._study_trial()
+        cycle = self._sweep_cycle()
+        logger.info("trial %d: range test, %d steps", trial.number, cycle.total_steps)
+        outcome = execute(cycle, train)
+        free_memory()
+        record = self._sweep_record(cycle, outcome)
+        trial.set_user_attr(records.RANGE_TEST, record.to_json())
+        test = evidence.range_test(record)
+        if test.reliable:
+            logger.info("trial %d: range test suggests %.3g", trial.number, test.suggestion)
+        else:
+            logger.warning("trial %d: range test: %s", trial.number, test.reason)
+
+    def _sweep_cycle(self) -> Cycle:
+        from hpsched.cycle import Cycle
+
+        assert self._sweep is not None
+        options, momentum = self._sweep, self._typical("base_momentum")
+        done = len(self._own_sweeps())
+        decay = self._clip("weight_decay", SWEEP_WEIGHT_DECAYS[done % len(SWEEP_WEIGHT_DECAYS)])
+        return Cycle(
+            values={
+                **{field: self._typical(field) for field in ("div_factor", "pct_start")},
+                "max_lr": options["end_lr"],
+                "base_momentum": momentum,
+                "max_momentum": momentum,
+                "weight_decay": decay,
+                "final_div_factor": self.final_div_factor,
+            },
+            schedules=schedules.OneCycleSchedules(
+                lr=schedules.range_test(
+                    options["num_iter"], options["start_lr"], options["end_lr"], options["mode"]
+                ),
+                momentum=schedules.constant(momentum),
+            ),
+            total_steps=options["num_iter"],
+            seed=self._seed("range_test", 0),
+            kind="range_test",
+            name=self._name("range_test", 0),
+            policy=self.policy,
+            explicit_momentum=self._recipe.explicit_momentum,
+            validate_every=options["validate_every"],
+        )
+
+    def _sweep_record(self, cycle: Cycle, outcome: Outcome) -> SweepRecord:
+        losses = cycle.losses()
+        driver = cycle.driver
+        assert driver is not None
+        return SweepRecord(
+            name=cycle.name,
+            context_key=self._recipe.context_key,
+            lrs=tuple(float(f"{cycle.schedules.lr(i):.6g}") for i in range(cycle.total_steps)),
+            losses=tuple(records.significant(loss) for loss in losses),
+            momentum=cycle.base_momentum,
+            weight_decay=cycle.weight_decay,
+            seed=cycle.seed,
+            optimizer=driver.optimizer_name,
+            momentum_name=driver.momentum_name,
+            steps=outcome.steps,
+            seconds=round(outcome.seconds, 4),
+            validation=tuple(cycle.validation),
+        )
+
+    def _cycle(self, kind: Any, steps: int, seed: int, *, rung: int = 0, name: str = "") -> Cycle:
+        from hpsched.cycle import Cycle
+
+        values = self.to_dict()
+        policy = values.pop("policy")
+        return Cycle(
+            values=values,
+            schedules=self._schedules(steps),
+            total_steps=steps,
+            seed=seed,
+            kind=kind,
+            name=name or self._name(kind, rung),
+            rung=rung,
+            policy=policy,
+            explicit_momentum=self._recipe.explicit_momentum,
+        )
+
+    # -- the study ---------------------------------------------------------------------------
+
+    def _study_trial(self) -> optuna.trial.Trial:
+        assert isinstance(self._trial, optuna.trial.Trial)
+        return self._trial
+
+    def _wants_range_test(self) -> bool:
+        trial = self._trial
+        if self._sweep is None or not isinstance(trial, optuna.trial.Trial):
+            return False
+        if records.RANGE_TEST in trial.user_attrs or records.CONFIRMS in trial.user_attrs:
+            return False
+        sampler = find_sampler(trial.study)
+        if sampler is None:
+            _warn_once(
+                f"study {trial.study.study_name!r} does not use hpsched.OneCycleSampler: "
+                "suggest_onecycle is a plain search space here and runs no range test."
+            )
+            return False
+        return len(self._own_sweeps()) < sampler.range_tests
+
+    def _own_sweeps(self) -> list[SweepRecord]:
+        study = self._study_trial().study
+        trials = study.get_trials(deepcopy=False)
+        return evidence.of_context(trials, self._recipe.context_key)
+
+    def _record(self, key: str) -> CycleRecord | None:
+        data = self._study_trial().user_attrs.get(key)
+        where = f"trial {self._study_trial().number}: {key}"
+        return None if data is None else CycleRecord.from_json(data, where)
+
+    def _report(self, value: float, rung: int) -> None:
+        trial = self._study_trial()
+        stored = trial.study._storage.get_trial(trial._trial_id)
+        if rung not in stored.intermediate_values:  # a resumed trial has reported it already
+            trial.report(value, step=rung)
+
+    def _end_diverged(self, reason: str) -> None:
+        trial = self._study_trial()
+        trial.set_user_attr(records.DIVERGED, reason)
+        if records.CONSTRAINT not in trial.constraints:
+            trial.set_constraint(records.CONSTRAINT, 1.0)
+        raise optuna.TrialPruned(f"diverged: {reason}")
+
+    def _seed(self, kind: str, rung: int) -> int:
+        return records.derive_seed(self._study_seed(), self._origin(), kind, rung)
+
+    def _name(self, kind: str, rung: int) -> str:
+        return f"{self._study_trial().study.study_name}-trial{self._origin()}-{kind}{rung}"
+
+    def _origin(self) -> int:
+        """Number of the trial whose seeds these are: a retried copy keeps its first's."""
+        trial = self._study_trial()
+        origin = trial.user_attrs.get(records.ORIGIN)
+        if origin is None:
+            trial.set_user_attr(records.ORIGIN, trial.number)
+            return trial.number
+        return int(origin)
+
+    def _study_seed(self) -> int | str:
+        study = self._study_trial().study
+        stored = study.user_attrs.get(records.SETTINGS, {}).get("seed")
+        sampler = find_sampler(study)
+        own = sampler.seed if sampler else None
+        return next((seed for seed in (stored, own) if seed is not None), study.study_name)
+
+    def _typical(self, field: str) -> float:
+        """The standard recipe's value, within this recipe's range."""
+        return self._clip(field, STANDARD_RECIPE[field])
+
+    def _clip(self, field: str, value: float) -> float:
+        if field in self._recipe.fixed:
+            return self._recipe.fixed[field]
+        low, high, _ = self._recipe.space[field]
+        return min(max(value, low), high)
+
+
+def _value_of(cycle: Cycle, train: Train) -> float:
+    from hpsched.cycle import execute
+
+    outcome = execute(cycle, train)
+    if outcome.diverged:
+        raise TrainingError(f"The run diverged: {outcome.diverged}.")
+    return outcome.value  # type: ignore[no-any-return]
+
+
+def _space(
+    given: Mapping[str, Range], final_div_factor: float
+) -> tuple[dict[str, tuple[float, float, bool]], dict[str, float]]:
+    """Searched ranges and fixed values, checked."""
+    space, fixed = {}, {"final_div_factor": float(final_div_factor)}
+    if not math.isfinite(final_div_factor) or final_div_factor < 1:
+        raise UsageError(f"final_div_factor={final_div_factor!r}: a number, at least 1.")
+    for field, value in given.items():
+        low, high = _ends(field, value)
+        if isinstance(value, int | float):
+            fixed[field] = low
+        else:
+            space[field] = (low, high, _LIMITS[field][3] and low > 0)
+    return space, fixed
+
+
+def _ends(field: str, value: Any) -> tuple[float, float]:
+    try:
+        low, high = (value, value) if isinstance(value, int | float) else value
+        low, high = float(low), float(high)
+    except (TypeError, ValueError):
+        raise UsageError(
+            f"{field}={value!r}: a pair (low, high) to search, or a number to fix it."
+        ) from None
+    lowest, highest, inclusive, _ = _LIMITS[field]
+    if math.isnan(low) or math.isnan(high) or low > high:
+        raise UsageError(f"{field}={value!r}: low must not be above high; swap them.")
+    beyond = high > highest if inclusive else high >= highest
+    if low < lowest or beyond or (field == "max_lr" and low <= 0):
+        bracket = "]" if inclusive else ")"
+        opening = "(" if field == "max_lr" else "["
+        raise UsageError(
+            f"{field}={value!r}: must lie in {opening}{lowest:g}, {highest:g}{bracket}."
+        )
+    return low, high
+
+
+def _check_momenta(given: Mapping[str, Range]) -> None:
+    base, top = (_ends(field, given[field]) for field in ("base_momentum", "max_momentum"))
+    if base[1] > top[0]:
+        raise UsageError(
+            f"base_momentum={given['base_momentum']!r} reaches above "
+            f"max_momentum={given['max_momentum']!r}: momentum falls from max to base while the "
+            "rate rises, so keep base_momentum's high at or below max_momentum's low."
+        )
+
+
+def _sweep_options(wanted: Any, recipe: RecipeSpace) -> dict[str, Any] | None:
+    if wanted is False or "max_lr" not in recipe.space or recipe.total_steps is None:
+        return None
+    low, high, _ = recipe.space["max_lr"]
+    steps = max(SHORTEST_SWEEP, min(SWEEP_STEPS, recipe.total_steps // 3))
+    options: dict[str, Any] = {
+        "num_iter": steps,
+        "start_lr": low,
+        "end_lr": high,
+        "mode": "exp",
+        "validate_every": None,
+    }
+    if isinstance(wanted, Mapping):
+        unknown = sorted(set(wanted) - set(options))
+        if unknown:
+            raise UsageError(f"range_test has unknown keys {unknown}: use {sorted(options)}.")
+        options |= wanted
+    elif wanted is not True:
+        raise UsageError(f"range_test={wanted!r}: True, False or a dict of options.")
+    schedules.range_test(  # refuses bad options here rather than inside the first trial
+        options["num_iter"], options["start_lr"], options["end_lr"], options["mode"]
+    )
+    return options
+
+
+def _check_collision(trial: BaseTrial, recipe: RecipeSpace) -> None:
+    if records.recipe_attr(recipe.prefix) in trial.user_attrs:
+        return  # the recipe asked for again, or a trial put back in the queue
+    taken = sorted(set(recipe.names) & set(trial.params))
+    if taken and isinstance(trial, optuna.trial.Trial):
+        raise UsageError(
+            f"the trial already has parameters named {taken}: pass prefix='onecycle_' to "
+            "suggest_onecycle so that the names do not collide."
+        )
+
+
+@functools.lru_cache(maxsize=1024)
+def _warn_once(message: str) -> None:
+    warnings.warn(message, stacklevel=3)
