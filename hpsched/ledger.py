@@ -1,0 +1,374 @@
+"""The ledger of a study: what was run and spent, what comes next, which recipe is best.
+
+Everything here is a pure function of the study's settings and trials; :mod:`hpsched.study` reads
+the study and calls them.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from hpsched import records
+from hpsched.errors import RecordError
+from hpsched.records import CycleRecord, RecipeSpace, Settings, SweepRecord
+
+CONFIRM_SHARE = 0.3  # of the budget, at most, goes to confirmations
+SIGNIFICANCE = 0.05
+
+
+# -- what was run and spent ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a study, or a part of it, has spent.
+
+    ``cycles`` is in full-cycle equivalents; ``seconds`` are those spent inside ``train``.
+    """
+
+    steps: int = 0
+    seconds: float = 0.0
+    cycles: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            steps=self.steps + other.steps,
+            seconds=self.seconds + other.seconds,
+            cycles=self.cycles + other.cycles,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One trial as hpsched sees it: Optuna's record, with ours read once.
+
+    ``broken`` names records that could not be read and were left out.
+    """
+
+    trial: FrozenTrial
+    recipe: RecipeSpace | None
+    sweep: SweepRecord | None
+    cycles: tuple[CycleRecord, ...]
+    broken: tuple[str, ...] = ()
+
+    @property
+    def confirms(self) -> int | None:
+        """Number of the trial this one repeats with a fresh seed."""
+        number = self.trial.user_attrs.get(records.CONFIRMS)
+        return None if number is None else int(number)
+
+    @property
+    def full(self) -> CycleRecord | None:
+        """The trial's full cycle, if it finished one."""
+        return next((cycle for cycle in self.cycles if cycle.is_full), None)
+
+    @property
+    def values(self) -> dict[str, float] | None:
+        """Field → value of the recipe; None until all are suggested."""
+        return self.recipe.values(self.trial.params) if self.recipe else None
+
+    @property
+    def diverged(self) -> str | None:
+        """Why the trial was ended as diverged."""
+        return self.trial.user_attrs.get(records.DIVERGED)
+
+    def parts(self) -> dict[str, Cost]:
+        """Name of each run of ``train`` → what it cost."""
+        total = (self.recipe.total_steps if self.recipe else None) or 0
+        found = {
+            c.name: Cost(steps=c.steps, seconds=c.seconds, cycles=c.steps / c.total_steps)
+            for c in self.cycles
+        }
+        if self.sweep:
+            steps = self.sweep.steps
+            cycles = steps / total if total else 0.0
+            found[self.sweep.name] = Cost(steps=steps, seconds=self.sweep.seconds, cycles=cycles)
+        return found
+
+
+def read_runs(trials: Iterable[FrozenTrial]) -> list[Run]:
+    """The trials with their records; what cannot be read is left out and named."""
+    return [_read_run(trial) for trial in trials]
+
+
+def _read_run(trial: FrozenTrial) -> Run:
+    broken: list[str] = []
+
+    def read(what: Callable[[], Any], default: Any) -> Any:
+        try:
+            return what()
+        except RecordError as error:
+            broken.append(str(error))
+            return default
+
+    return Run(
+        trial=trial,
+        recipe=read(lambda: next(records.recipe_spaces(trial), None), None),
+        sweep=read(lambda: records.sweep(trial), None),
+        cycles=tuple(read(lambda: records.cycles(trial), ())),
+        broken=tuple(broken),
+    )
+
+
+def total_cost(runs: Iterable[Run]) -> Cost:
+    """Cost of these trials; a record that a retried trial carries over counts once."""
+    parts: dict[str, Cost] = {}
+    for run in runs:
+        parts |= run.parts()
+    return sum(parts.values(), Cost())
+
+
+# -- what comes next -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Next:
+    """What the next free worker does: a search trial, a confirmation of trial ``confirms``, or
+
+    nothing, because the budget is spent (``done``).
+    """
+
+    what: Literal["search", "confirm", "done"]
+    confirms: int | None = None
+
+
+def next_move(
+    settings: Settings | None,
+    runs: Sequence[Run],
+    direction: StudyDirection,
+    now: float | None = None,
+) -> Next:
+    """What the next free worker does, from the settings and what is in the study."""
+    waiting = [run for run in runs if run.trial.state == TrialState.WAITING]
+    if any(run.confirms is not None for run in waiting):
+        return Next(what="search")  # asking the study hands out what waits
+    if settings is None or not _search_is_over(settings, runs, now):
+        return Next(what="search")
+    if _out_of_time(settings, runs, 1.0, now):
+        return Next(what="done")
+    planned = [r for r in runs if r.confirms is not None and r.trial.state != TrialState.FAIL]
+    if len(planned) < confirmations_planned(settings):
+        candidate = next_to_confirm(runs, direction, settings.confirm_top)
+        if candidate is not None:
+            return Next(what="confirm", confirms=candidate)
+    return Next(what="done")
+
+
+def confirmations_planned(settings: Settings) -> int:
+    """Confirmation runs that the budget leaves room for."""
+    wanted = settings.confirm_top * settings.confirm_seeds
+    if settings.cycles is None:
+        return wanted
+    return min(wanted, int(CONFIRM_SHARE * settings.cycles))
+
+
+def next_to_confirm(runs: Sequence[Run], direction: StudyDirection, top: int) -> int | None:
+    """The trial to repeat next: of the best ``top``, the one with the fewest fresh seeds.
+
+    A tie goes to the better mean so far, so that an odd number of seeds favours the leader.
+    """
+    chosen = rank(runs, direction, by_single_value=True)[:top]
+    if not chosen:
+        return None
+    sign = _sign(direction)
+    pending = Counter(
+        r.confirms for r in runs if r.confirms is not None and r.trial.state != TrialState.FAIL
+    )
+    return min(chosen, key=lambda c: (pending[c.number], sign * c.mean)).number
+
+
+def _search_is_over(settings: Settings, runs: Sequence[Run], now: float | None) -> bool:
+    search = [run for run in runs if run.confirms is None]
+    if settings.trials is not None:
+        counted = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
+        return sum(run.trial.state in counted for run in search) >= settings.trials
+    if settings.timeout is not None:
+        return _out_of_time(settings, runs, 1 - CONFIRM_SHARE, now)
+    assert settings.cycles is not None
+    reserve = confirmations_planned(settings) if any(run.full for run in search) else 0
+    return total_cost(search).cycles >= settings.cycles - reserve
+
+
+def _out_of_time(settings: Settings, runs: Sequence[Run], share: float, now: float | None) -> bool:
+    starts = [run.trial.datetime_start.timestamp() for run in runs if run.trial.datetime_start]
+    if settings.timeout is None or not starts:
+        return False
+    return (time.time() if now is None else now) - min(starts) >= share * settings.timeout
+
+
+# -- the best recipe -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A recipe that finished a full cycle, with its results on fresh seeds.
+
+    Attributes:
+        number: Trial that found it.
+        params: ``trial.params`` and the recipe's fixed values.
+        recipe: Field → value, with final_div_factor.
+        policy: ``cosine`` or ``linear``.
+        total_steps: Of a full cycle; None when the trial did not say.
+        found: The value it was found with: selected, so biased; left out of the mean once there
+            are fresh ones.
+        fresh: Values on fresh seeds.
+    """
+
+    number: int
+    params: dict[str, Any]
+    recipe: dict[str, float]
+    policy: str
+    total_steps: int | None
+    found: float
+    fresh: tuple[float, ...] = ()
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """What the mean is over: the fresh values, else the one it was found with."""
+        return self.fresh or (self.found,)
+
+    @property
+    def mean(self) -> float:
+        """Mean value over :attr:`values`."""
+        return statistics.fmean(self.values)
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation over seeds (n − 1); None with fewer than two."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+    @property
+    def seeds(self) -> int:
+        """Number of seeds in the mean."""
+        return len(self.values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Best(Candidate):
+    """The recipe a study names as best.
+
+    Attributes:
+        runner_up: The next one, by the same ranking.
+        significant: Whether the best's mean is better than the runner-up's at the 5 % level
+            (Welch's t-test, two-sided); None when either has fewer than two seeds.
+        confirmed: Whether the mean is over fresh seeds.
+        hint: What to do to know more, or an empty string.
+    """
+
+    runner_up: Candidate | None = None
+    significant: bool | None = None
+    confirmed: bool = False
+    hint: str = ""
+
+
+def best_of(runs: Sequence[Run], direction: StudyDirection) -> Best | None:
+    """:func:`best`, from what was read; None when no full cycle has finished."""
+    ranked = rank(runs, direction)
+    if not ranked:
+        return None
+    first = ranked[0]
+    runner_up = ranked[1] if len(ranked) > 1 else None
+    hint = ""
+    if not first.fresh:
+        hint = (
+            "one seed only: hpsched.confirm(study), or `hpsched study confirm NAME`, runs it again"
+        )
+    return Best(
+        **{name: getattr(first, name) for name in first.__dataclass_fields__},
+        runner_up=runner_up,
+        significant=_significant(first, runner_up),
+        confirmed=bool(first.fresh),
+        hint=hint,
+    )
+
+
+def rank(
+    runs: Sequence[Run], direction: StudyDirection, *, by_single_value: bool = False
+) -> list[Candidate]:
+    """Recipes with a finished full cycle, best first; confirmed ones before the others.
+
+    Args:
+        runs: All trials of the study.
+        direction: The study's.
+        by_single_value: Rank by the value each was found with, as when choosing what to confirm.
+    """
+    sign = _sign(direction)
+    again: dict[int, list[float]] = {}
+    for run in runs:
+        if run.confirms is not None and run.trial.state.is_finished():
+            value = run.full.value if run.full else None
+            if value is not None:
+                again.setdefault(run.confirms, []).append(value)
+            elif run.diverged:  # a recipe that diverges on a fresh seed is no winner
+                again.setdefault(run.confirms, []).append(sign * math.inf)
+    found = [_candidate(run, again.get(run.trial.number, [])) for run in runs if _finished(run)]
+    if by_single_value:
+        return sorted(found, key=lambda c: sign * c.found)
+    return sorted(found, key=lambda c: (not c.fresh, sign * c.mean))
+
+
+def _finished(run: Run) -> bool:
+    return (
+        run.confirms is None
+        and run.trial.state == TrialState.COMPLETE
+        and run.values is not None
+        and run.trial.values is not None
+    )
+
+
+def _candidate(run: Run, fresh: Sequence[float]) -> Candidate:
+    assert run.recipe is not None and run.values is not None and run.trial.values is not None
+    return Candidate(
+        number=run.trial.number,
+        params={**run.values, **run.trial.params},
+        recipe=run.values,
+        policy=run.recipe.policy,
+        total_steps=run.recipe.total_steps,
+        found=run.trial.values[0],
+        fresh=tuple(fresh),
+    )
+
+
+def _significant(first: Candidate, second: Candidate | None) -> bool | None:
+    if second is None or min(len(first.fresh), len(second.fresh)) < 2:
+        return None
+    if not all(map(math.isfinite, (*first.fresh, *second.fresh))):
+        return None
+    from scipy import stats
+
+    p = stats.ttest_ind(first.fresh, second.fresh, equal_var=False).pvalue
+    return bool(p < SIGNIFICANCE)
+
+
+def _sign(direction: StudyDirection) -> int:
+    return 1 if direction == StudyDirection.MINIMIZE else -1
+
+
+def best_json(named: Best) -> dict[str, Any]:
+    """The best recipe as plain values."""
+    up = named.runner_up
+    return {
+        "trial": named.number,
+        **named.recipe,
+        "policy": named.policy,
+        "params": named.params,
+        "total_steps": named.total_steps,
+        "mean": named.mean,
+        "spread": named.spread,
+        "seeds": named.seeds,
+        "values": list(named.values),
+        "confirmed": named.confirmed,
+        "significant": named.significant,
+        "runner_up": None
+        if up is None
+        else {"trial": up.number, "mean": up.mean, "spread": up.spread, "seeds": up.seeds},
+    }

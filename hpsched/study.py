@@ -1,0 +1,317 @@
+"""Studies: create, open, confirm, name the best, export, delete.
+
+What a study means — costs, decisions, rankings — is in :mod:`hpsched.ledger`.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import optuna
+from optuna.samplers import BaseSampler
+from optuna.study import Study
+from optuna.trial import FrozenTrial
+
+from hpsched import ledger, records
+from hpsched.errors import (
+    HpschedError,
+    RecordError,
+    StudyExistsError,
+    StudyNotFoundError,
+    UsageError,
+)
+from hpsched.ledger import Best
+from hpsched.pruner import CyclePruner
+from hpsched.records import Settings, WorkerRecord
+from hpsched.sampler import OneCycleSampler
+from hpsched.storage import open_storage
+
+DEFAULT_CYCLES = 20.0
+WORKER_GONE_SECONDS = 60.0
+
+BASE_SAMPLERS: dict[str, Callable[[int | None], BaseSampler]] = {
+    "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed),
+    "gp": lambda seed: optuna.samplers.GPSampler(seed=seed),
+    "qmc": lambda seed: optuna.samplers.QMCSampler(seed=seed, warn_independent_sampling=False),
+    "cmaes": lambda seed: optuna.samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False),
+    "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
+}
+
+
+# -- create and open -------------------------------------------------------------------------------
+
+
+def create_study(
+    name: str,
+    *,
+    objective: str,
+    storage: str | None = None,
+    direction: str = "minimize",
+    trials: int | None = None,
+    cycles: float | None = None,
+    timeout: float | None = None,
+    seed: int | None = None,
+    sampler: str = "tpe",
+    range_tests: int = 3,
+    reduction_factor: int = 3,
+    confirm_top: int = 2,
+    confirm_seeds: int = 3,
+    skip_if_exists: bool = False,
+) -> Study:
+    """Create a study that workers can attach to by name alone.
+
+    Args:
+        name: Unique in the storage.
+        objective: ``module:function`` or ``file.py:function``; imported by each worker.
+        storage: URL; see :func:`hpsched.storage.resolve_url`.
+        direction: ``minimize`` or ``maximize``.
+        trials: Budget as search trials over all workers (confirmations come on top).
+        cycles: Budget as full-cycle equivalents: range tests, pruned rungs and confirmations
+            count with the steps they took. The default, with 20.
+        timeout: Budget as seconds of wall time since the first trial began.
+        seed: Every run's seed follows from it; drawn at random if not given.
+        sampler: Base sampler: ``tpe``, ``gp``, ``qmc``, ``cmaes`` or ``random``.
+        range_tests: Replicates per context; 0 for none.
+        reduction_factor: η of the rungs.
+        confirm_top, confirm_seeds: Recipes confirmed at the end, and fresh seeds for each.
+        skip_if_exists: Return the existing study of that name instead of refusing.
+
+    Raises:
+        UsageError: A setting that cannot be right.
+        StudyExistsError: The name is taken.
+        StorageError: The database cannot be used.
+    """
+    settings = _settings(
+        objective=objective,
+        seed=secrets.randbelow(2**31) if seed is None else seed,
+        trials=trials,
+        cycles=cycles,
+        timeout=timeout,
+        range_tests=range_tests,
+        reduction_factor=reduction_factor,
+        base_sampler=sampler,
+        confirm_top=confirm_top,
+        confirm_seeds=confirm_seeds,
+    )
+    if direction not in ("minimize", "maximize"):
+        raise UsageError(f"direction={direction!r}: 'minimize' or 'maximize'.")
+    if not name.strip():
+        raise UsageError("a study needs a name, e.g. hpsched study create resnet ….")
+    held = open_storage(storage, create=True)
+    try:
+        study = optuna.create_study(study_name=name, storage=held, direction=direction)  # type: ignore[arg-type]
+    except optuna.exceptions.DuplicatedStudyError:
+        if skip_if_exists:
+            return open_study(name, storage)
+        raise StudyExistsError(
+            f"A study named {name!r} exists: choose another name, pass --skip-if-exists to go on "
+            f"with it, or remove it with `hpsched study delete {name}`."
+        ) from None
+    study.set_user_attr(records.SETTINGS, settings.to_json())
+    return open_study(name, storage)
+
+
+def open_study(name: str, storage: str | None = None, *, heartbeat: bool = False) -> Study:
+    """The study, with the sampler and pruner its settings ask for (Optuna stores neither).
+
+    Args:
+        name: The study's name.
+        storage: URL; see :func:`hpsched.storage.resolve_url`.
+        heartbeat: For workers; see :func:`hpsched.storage.open_storage`.
+
+    Raises:
+        StudyNotFoundError: No such study; the message lists those there are.
+        StorageError: The database cannot be used.
+    """
+    held = open_storage(storage, heartbeat=heartbeat)
+    try:
+        study = optuna.load_study(study_name=name, storage=held)
+    except KeyError:
+        names = sorted(optuna.get_all_study_names(held))
+        there = f"there are: {', '.join(names[:20])}" if names else "there is none yet"
+        raise StudyNotFoundError(
+            f"No study named {name!r} in this storage; {there}. Check --storage and the name."
+        ) from None
+    settings = read_settings(study)
+    study.sampler = make_sampler(settings)
+    study.pruner = CyclePruner(settings.reduction_factor if settings else 3)
+    return study
+
+
+def make_sampler(settings: Settings | None) -> OneCycleSampler:
+    """The sampler a study's settings ask for.
+
+    Its own random state is fresh in each worker: with the study's seed all workers would propose
+    the same. The runs' seeds come from the settings.
+    """
+    if settings is None:
+        return OneCycleSampler()
+    base = BASE_SAMPLERS[settings.base_sampler](None)
+    return OneCycleSampler(base, range_tests=settings.range_tests, seed=settings.seed)
+
+
+def read_settings(study: Study) -> Settings | None:
+    """The study's settings; None for a study made with plain Optuna.
+
+    Raises:
+        RecordError: The settings cannot be read.
+    """
+    data = study.user_attrs.get(records.SETTINGS)
+    where = f"study {study.study_name!r}: {records.SETTINGS}"
+    return None if data is None else Settings.from_json(data, where)
+
+
+def _settings(**values: Any) -> Settings:
+    limits = [key for key in ("trials", "cycles", "timeout") if values[key] is not None]
+    if len(limits) > 1:
+        raise UsageError(f"{' and '.join(limits)} were given: a study has one budget, choose one.")
+    if not limits:
+        values["cycles"] = DEFAULT_CYCLES
+    least = {"trials": 1, "cycles": 0, "timeout": 0, "range_tests": 0, "reduction_factor": 2}
+    for key, low in {**least, "confirm_top": 0, "confirm_seeds": 0}.items():
+        value = values[key]
+        if value is not None and not (
+            math.isfinite(value) and value >= low and (value or low == 0)
+        ):
+            raise UsageError(f"{key}={value!r}: must be at least {low}.")
+    for key in limits:
+        if not values[key] > 0:
+            raise UsageError(f"{key}={values[key]!r}: a budget must be above 0.")
+    if values["base_sampler"] not in BASE_SAMPLERS:
+        raise UsageError(f"sampler={values['base_sampler']!r}: one of {', '.join(BASE_SAMPLERS)}.")
+    if ":" not in values["objective"]:
+        raise UsageError(
+            f"objective={values['objective']!r}: write module:function, e.g. train:objective."
+        )
+    return Settings(**values)
+
+
+# -- confirm and name the best ---------------------------------------------------------------------
+
+
+def confirm(study: Study, *, top: int = 2, seeds: int = 3) -> int:
+    """Queue confirmations: the best ``top`` recipes, each again with ``seeds`` fresh seeds.
+
+    The study's workers run them even when its budget is spent; in plain Optuna the next
+    ``study.optimize`` does.
+
+    Returns:
+        How many were queued.
+
+    Raises:
+        UsageError: No trial has finished a full cycle yet; top or seeds below 1.
+    """
+    if top < 1 or seeds < 1:
+        raise UsageError(f"top={top!r}, seeds={seeds!r}: both at least 1.")
+    runs = ledger.read_runs(study.get_trials(deepcopy=False))
+    chosen = ledger.rank(runs, study.direction, by_single_value=True)[:top]
+    if not chosen:
+        raise UsageError(
+            f"Study {study.study_name!r} has no finished full cycle to confirm: "
+            f"run `hpsched worker attach {study.study_name}` first."
+        )
+    queue = [candidate.number for _ in range(seeds) for candidate in chosen]
+    for number in queue:
+        enqueue_confirmation(study, number)
+    return len(queue)
+
+
+def enqueue_confirmation(study: Study, number: int) -> None:
+    """Queue one more run of trial ``number``'s recipe with a fresh seed."""
+    trial = study.get_trials(deepcopy=False)[number]
+    study.enqueue_trial(dict(trial.params), user_attrs={records.CONFIRMS: number})
+
+
+def best(study: Study) -> Best:
+    """The best recipe of any Optuna study whose trials used ``suggest_onecycle``.
+
+    Recipes confirmed on fresh seeds rank before those that were run once, and by the mean over
+    the fresh seeds only: the value a recipe was chosen for is too good to be true on average.
+
+    Raises:
+        UsageError: No trial has finished a full cycle; several objectives.
+    """
+    if len(study.directions) > 1:
+        raise UsageError(
+            f"Study {study.study_name!r} has several objectives: see study.best_trials."
+        )
+    named = ledger.best_of(ledger.read_runs(study.get_trials(deepcopy=False)), study.direction)
+    if named is None:
+        raise UsageError(
+            f"Study {study.study_name!r} has no finished full cycle yet: let its workers go on "
+            f"(hpsched worker attach {study.study_name}), or give it a larger budget."
+        )
+    return named
+
+
+# -- workers, as others see them -------------------------------------------------------------------
+
+
+def read_workers(attrs: Mapping[str, Any]) -> dict[str, WorkerRecord]:
+    """Worker id → record, from a study's user attributes; unreadable ones are left out."""
+    found = {}
+    for key, data in attrs.items():
+        if key.startswith(records.WORKER):
+            try:
+                found[key.removeprefix(records.WORKER)] = WorkerRecord.from_json(data, key)
+            except RecordError:
+                continue
+    return found
+
+
+def live_workers(workers: Mapping[str, WorkerRecord], now: float) -> dict[str, WorkerRecord]:
+    """Those heard of within the last minute that have not said goodbye."""
+    return {
+        key: worker
+        for key, worker in workers.items()
+        if worker.state != "stopped" and now - worker.seen < WORKER_GONE_SECONDS
+    }
+
+
+# -- export and delete -----------------------------------------------------------------------------
+
+
+def export_study(study: Study) -> dict[str, Any]:
+    """The whole study as plain values: settings, attributes, every trial with its records."""
+    return {
+        "name": study.study_name,
+        "directions": [direction.name.lower() for direction in study.directions],
+        "user_attrs": study.user_attrs,
+        "trials": [_export_trial(trial) for trial in study.get_trials(deepcopy=False)],
+    }
+
+
+def _export_trial(trial: FrozenTrial) -> dict[str, Any]:
+    return {
+        "number": trial.number,
+        "state": trial.state.name.lower(),
+        "values": trial.values,
+        "params": trial.params,
+        "distributions": {
+            name: optuna.distributions.distribution_to_json(dist)
+            for name, dist in trial.distributions.items()
+        },
+        "intermediate_values": {str(k): v for k, v in trial.intermediate_values.items()},
+        "user_attrs": trial.user_attrs,
+        "start": trial.datetime_start.isoformat() if trial.datetime_start else None,
+        "end": trial.datetime_complete.isoformat() if trial.datetime_complete else None,
+    }
+
+
+def delete_study(name: str, storage: str | None = None) -> None:
+    """Remove the study and all its trials.
+
+    Raises:
+        StudyNotFoundError: No such study.
+        HpschedError: A worker is still at work on it.
+    """
+    study = open_study(name, storage)
+    live = live_workers(read_workers(study.user_attrs), time.time())
+    if live:
+        hosts = ", ".join(f"{w.host}:{w.pid}" for w in live.values())
+        raise HpschedError(f"Workers are at work on {name!r} ({hosts}): stop them first.")
+    optuna.delete_study(study_name=name, storage=study._storage)

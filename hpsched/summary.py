@@ -1,0 +1,254 @@
+"""A study at a glance: what ``status``, the report and the dashboard show, read once."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from hpsched import evidence, records
+from hpsched.ledger import (
+    Best,
+    Cost,
+    Run,
+    best_json,
+    best_of,
+    confirmations_planned,
+    next_move,
+    read_runs,
+    total_cost,
+)
+from hpsched.records import Settings, WorkerRecord
+from hpsched.sampler import Coordinates, coordinates
+from hpsched.study import WORKER_GONE_SECONDS, live_workers, read_settings, read_workers
+
+
+@dataclass(frozen=True, kw_only=True)
+class RungCount:
+    """How many trials reached a rung, are at it now, and were pruned after it."""
+
+    rung: int
+    steps: int
+    reached: int
+    pruned: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """A study at a glance: everything ``status``, the report and the dashboard show.
+
+    Attributes:
+        name, direction, settings: The study's.
+        states: Trial state → number of search trials.
+        runs: All trials with their records.
+        rungs: Counts by rung, shortest first.
+        windows: Context → where its range tests point.
+        cost, search_cost, range_test_cost, confirm_cost: What was spent, in all and on what.
+        saved_cycles: Full cycles that pruned and diverged trials did not run.
+        confirmations: Finished confirmation runs.
+        workers: Id → who is at work or was.
+        best: The best recipe so far, or None.
+        progress: Share of the budget spent, 0 to 1; None without settings.
+        eta: Seconds the rest of the budget takes at the pace so far, or None.
+        warnings: What the user should know.
+        next_command: What to do next.
+    """
+
+    name: str
+    direction: str
+    settings: Settings | None
+    states: dict[str, int]
+    runs: tuple[Run, ...]
+    rungs: tuple[RungCount, ...]
+    windows: dict[str, Coordinates]
+    cost: Cost
+    search_cost: Cost
+    range_test_cost: Cost
+    confirm_cost: Cost
+    saved_cycles: float
+    confirmations: int
+    workers: dict[str, WorkerRecord]
+    best: Best | None
+    progress: float | None
+    eta: float | None
+    warnings: tuple[str, ...] = field(default=())
+    next_command: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """The summary as plain values, for scripts (without the single trials)."""
+        left_out = {"runs", "windows", "settings", "best", "workers", "rungs"}
+        data = {
+            name: getattr(self, name) for name in self.__dataclass_fields__ if name not in left_out
+        }
+        data |= {key: asdict(data[key]) for key in data if isinstance(data[key], Cost)}
+        return {
+            **data,
+            "settings": self.settings.to_json() if self.settings else None,
+            "rungs": [asdict(rung) for rung in self.rungs],
+            "windows": {
+                context: {"centre": w.centre, "low": w.window[0], "high": w.window[1]}
+                for context, w in self.windows.items()
+            },
+            "workers": {key: worker.to_json() for key, worker in self.workers.items()},
+            "best": best_json(self.best) if self.best else None,
+        }
+
+
+def summarise(study: Study, now: float | None = None) -> Summary:
+    """Read the study once, and say how it stands."""
+    now = time.time() if now is None else now
+    trials = study.get_trials(deepcopy=False)
+    runs = read_runs(trials)
+    settings = read_settings(study)
+    search = [run for run in runs if run.confirms is None]
+    workers = read_workers(study.user_attrs)
+    named = best_of(runs, study.direction) if len(study.directions) == 1 else None
+    windows = _windows(trials, runs, study.directions)
+    cost = total_cost(runs)
+    progress = _progress(settings, runs, now)
+    return Summary(
+        name=study.study_name,
+        direction=study.directions[0].name.lower(),
+        settings=settings,
+        states=dict(Counter(run.trial.state.name.lower() for run in search)),
+        runs=tuple(runs),
+        rungs=_rung_counts(search),
+        windows=windows,
+        cost=cost,
+        search_cost=total_cost(search),
+        range_test_cost=_sweep_cost(runs),
+        confirm_cost=total_cost(run for run in runs if run.confirms is not None),
+        saved_cycles=_saved_cycles(search),
+        confirmations=sum(
+            run.confirms is not None and run.trial.state.is_finished() for run in runs
+        ),
+        workers=workers,
+        best=named,
+        progress=progress,
+        eta=_eta(runs, progress, now),
+        warnings=tuple(_warnings(runs, windows, workers, named, now)),
+        next_command=_next_command(study, settings, runs, workers, now),
+    )
+
+
+def _windows(
+    trials: Sequence[FrozenTrial], runs: Sequence[Run], directions: Sequence[StudyDirection]
+) -> dict[str, Coordinates]:
+    recipes = {run.recipe.context_key: run.recipe for run in runs if run.recipe}
+    return {
+        key: coordinates(trials, recipe, directions)
+        for key, recipe in recipes.items()
+        if evidence.of_context(trials, key)
+    }
+
+
+def _rung_counts(search: Sequence[Run]) -> tuple[RungCount, ...]:
+    steps: dict[int, int] = {}
+    reached: Counter[int] = Counter()
+    pruned: Counter[int] = Counter()
+    for run in search:
+        for cycle in run.cycles:
+            steps[cycle.rung] = max(cycle.steps, steps.get(cycle.rung, 0))
+            reached[cycle.rung] += 1
+        if run.trial.state == TrialState.PRUNED and run.cycles:
+            pruned[run.cycles[-1].rung] += 1
+    return tuple(
+        RungCount(rung=rung, steps=steps[rung], reached=reached[rung], pruned=pruned[rung])
+        for rung in sorted(steps)
+    )
+
+
+def _sweep_cost(runs: Sequence[Run]) -> Cost:
+    parts: dict[str, Cost] = {}
+    for run in runs:
+        if run.sweep:
+            parts[run.sweep.name] = run.parts()[run.sweep.name]
+    return sum(parts.values(), Cost())
+
+
+def _saved_cycles(search: Sequence[Run]) -> float:
+    """What it would have cost to run every pruned recipe in full, less what was spent on it."""
+    pruned = [run for run in search if run.trial.state == TrialState.PRUNED]
+    return sum(max(0.0, 1.0 - sum(c.steps / c.total_steps for c in run.cycles)) for run in pruned)
+
+
+def _progress(settings: Settings | None, runs: Sequence[Run], now: float) -> float | None:
+    if settings is None:
+        return None
+    done = sum(run.confirms is not None and run.trial.state.is_finished() for run in runs)
+    if settings.cycles is not None:
+        return min(1.0, total_cost(runs).cycles / settings.cycles)
+    if settings.trials is not None:
+        finished = (TrialState.COMPLETE, TrialState.PRUNED)
+        searched = sum(r.confirms is None and r.trial.state in finished for r in runs)
+        return min(1.0, (searched + done) / (settings.trials + confirmations_planned(settings)))
+    assert settings.timeout is not None
+    starts = [run.trial.datetime_start.timestamp() for run in runs if run.trial.datetime_start]
+    return min(1.0, (now - min(starts)) / settings.timeout) if starts else 0.0
+
+
+def _eta(runs: Sequence[Run], progress: float | None, now: float) -> float | None:
+    starts = [run.trial.datetime_start.timestamp() for run in runs if run.trial.datetime_start]
+    if not progress or not starts or progress >= 1:
+        return None
+    return (now - min(starts)) * (1 - progress) / progress
+
+
+def _warnings(
+    runs: Sequence[Run],
+    windows: Mapping[str, Coordinates],
+    workers: Mapping[str, WorkerRecord],
+    named: Best | None,
+    now: float,
+) -> Iterable[str]:
+    for run in runs:
+        yield from run.broken
+    yield from _failure_warnings(runs)
+    for key in windows:
+        found = evidence.pool([r.sweep for r in runs if r.sweep and r.sweep.context_key == key])
+        if found and not found.proposal.reliable:
+            yield f"range test{f' ({key})' if key else ''}: {found.proposal.reason}"
+    for worker in workers.values():
+        silent = now - worker.seen
+        if worker.state == "running" and silent >= WORKER_GONE_SECONDS:
+            yield (
+                f"worker {worker.host}:{worker.pid} has been silent for {silent / 60:.0f} min; "
+                "its trial goes back to the queue when another worker asks"
+            )
+    if named and named.significant is False:
+        yield "the best recipe is not significantly better than the runner-up: either will do"
+
+
+def _failure_warnings(runs: Sequence[Run]) -> Iterable[str]:
+    failed = [run.trial for run in runs if run.trial.state == TrialState.FAIL]
+    if failed:
+        reason = failed[-1].user_attrs.get(records.ERROR, "no reason was stored")
+        yield f"{len(failed)} failed trial(s); the last, trial {failed[-1].number}: {reason}"
+
+
+def _next_command(
+    study: Study,
+    settings: Settings | None,
+    runs: Sequence[Run],
+    workers: Mapping[str, WorkerRecord],
+    now: float,
+) -> str:
+    name = study.study_name
+    if settings is None or len(study.directions) > 1:
+        return f"hpsched study report {name}"
+    if next_move(settings, runs, study.direction, now).what != "done":
+        live = live_workers(workers, now)
+        return f"hpsched study status {name} --watch" if live else f"hpsched worker attach {name}"
+    named = best_of(runs, study.direction)
+    if named is None:
+        return f"hpsched doctor --study {name}"
+    return (
+        f"hpsched study best {name} --format torch"
+        if named.confirmed
+        else f"hpsched study confirm {name}"
+    )
