@@ -119,6 +119,12 @@ def _read_run(trial: FrozenTrial) -> Run:
     )
 
 
+def optimizer_name(runs: Iterable[Run]) -> str:
+    """Class name of the optimizer that most range tests saw; ``SGD`` when there were none."""
+    seen = Counter(run.sweep.optimizer for run in runs if run.sweep)
+    return seen.most_common(1)[0][0] if seen else "SGD"
+
+
 def total_cost(runs: Iterable[Run]) -> Cost:
     """Cost of these trials; a record that a retried trial carries over counts once."""
     parts: dict[str, Cost] = {}
@@ -149,15 +155,17 @@ def next_move(
 ) -> Next:
     """What the next free worker does, from the settings and what is in the study."""
     waiting = [run for run in runs if run.trial.state == TrialState.WAITING]
-    if any(run.confirms is not None for run in waiting):
-        return Next(what="search")  # asking the study hands out what waits
+    if any(run.confirms is not None or records.OWNER in run.trial.user_attrs for run in waiting):
+        return Next(what="search")  # asking the study hands out what was queued or put back
     if settings is None or not _search_is_over(settings, runs, now):
         return Next(what="search")
     if _out_of_time(settings, runs, 1.0, now):
         return Next(what="done")
     planned = [r for r in runs if r.confirms is not None and r.trial.state != TrialState.FAIL]
     if len(planned) < confirmations_planned(settings):
-        candidate = next_to_confirm(runs, direction, settings.confirm_top)
+        # A small budget confirms one recipe well rather than two badly.
+        top = max(1, confirmations_planned(settings) // settings.confirm_seeds)
+        candidate = next_to_confirm(runs, direction, top, settings.confirm_seeds)
         if candidate is not None:
             return Next(what="confirm", confirms=candidate)
     return Next(what="done")
@@ -171,18 +179,22 @@ def confirmations_planned(settings: Settings) -> int:
     return min(wanted, int(CONFIRM_SHARE * settings.cycles))
 
 
-def next_to_confirm(runs: Sequence[Run], direction: StudyDirection, top: int) -> int | None:
+def next_to_confirm(
+    runs: Sequence[Run], direction: StudyDirection, top: int, seeds: int
+) -> int | None:
     """The trial to repeat next: of the best ``top``, the one with the fewest fresh seeds.
 
-    A tie goes to the better mean so far, so that an odd number of seeds favours the leader.
+    A tie goes to the better mean so far, so that an odd number of seeds favours the leader. None
+    when each of them has ``seeds``.
     """
-    chosen = rank(runs, direction, by_single_value=True)[:top]
-    if not chosen:
-        return None
-    sign = _sign(direction)
     pending = Counter(
         r.confirms for r in runs if r.confirms is not None and r.trial.state != TrialState.FAIL
     )
+    best_ones = rank(runs, direction, by_single_value=True)[:top]
+    chosen = [c for c in best_ones if pending[c.number] < seeds]
+    if not chosen:
+        return None
+    sign = _sign(direction)
     return min(chosen, key=lambda c: (pending[c.number], sign * c.mean)).number
 
 
@@ -194,7 +206,8 @@ def _search_is_over(settings: Settings, runs: Sequence[Run], now: float | None) 
     if settings.timeout is not None:
         return _out_of_time(settings, runs, 1 - CONFIRM_SHARE, now)
     assert settings.cycles is not None
-    reserve = confirmations_planned(settings) if any(run.full for run in search) else 0
+    found = sum(_finished(run) for run in search)  # recipes there are to confirm
+    reserve = min(confirmations_planned(settings), found * settings.confirm_seeds)
     return total_cost(search).cycles >= settings.cycles - reserve
 
 
@@ -294,7 +307,9 @@ def best_of(runs: Sequence[Run], direction: StudyDirection) -> Best | None:
 def rank(
     runs: Sequence[Run], direction: StudyDirection, *, by_single_value: bool = False
 ) -> list[Candidate]:
-    """Recipes with a finished full cycle, best first; confirmed ones before the others.
+    """Recipes with a finished full cycle, best first.
+
+    Those with two fresh seeds or more come before those with one, and these before the others.
 
     Args:
         runs: All trials of the study.
@@ -313,7 +328,7 @@ def rank(
     found = [_candidate(run, again.get(run.trial.number, [])) for run in runs if _finished(run)]
     if by_single_value:
         return sorted(found, key=lambda c: sign * c.found)
-    return sorted(found, key=lambda c: (not c.fresh, sign * c.mean))
+    return sorted(found, key=lambda c: (-min(len(c.fresh), 2), sign * c.mean))
 
 
 def _finished(run: Run) -> bool:

@@ -5,6 +5,8 @@ What a study means — costs, decisions, rankings — is in :mod:`hpsched.ledger
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 import secrets
 import time
@@ -283,6 +285,31 @@ def export_study(study: Study) -> dict[str, Any]:
         "user_attrs": study.user_attrs,
         "trials": [_export_trial(trial) for trial in study.get_trials(deepcopy=False)],
     }
+
+
+def export_csv(study: Study) -> str:
+    """One line a trial: number, state, what it confirms, values, parameters, cost."""
+    runs = ledger.read_runs(study.get_trials(deepcopy=False))
+    params = sorted({name for run in runs for name in run.trial.params})
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["number", "state", "confirms", "value", *params, "steps", "cycles", "seconds"])
+    for run in runs:
+        cost = ledger.total_cost([run])
+        values = run.trial.values
+        writer.writerow(
+            [
+                run.trial.number,
+                run.trial.state.name.lower(),
+                run.confirms,
+                values[0] if values else None,
+                *(run.trial.params.get(name) for name in params),
+                cost.steps,
+                round(cost.cycles, 4),
+                round(cost.seconds, 3),
+            ]
+        )
+    return text.getvalue()
 
 
 def _export_trial(trial: FrozenTrial) -> dict[str, Any]:

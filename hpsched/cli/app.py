@@ -1,0 +1,136 @@
+"""The Typer app, its global options, and what all commands share."""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import Annotated, Any, TextIO
+
+import optuna
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+from hpsched.errors import UsageError
+
+
+@dataclass
+class State:
+    """Where output goes, and whether a traceback is wanted."""
+
+    debug: bool = False
+    out: Console = field(default_factory=Console)
+    err: Console = field(default_factory=lambda: Console(stderr=True))
+
+
+state = State()
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="One-cycle training recipes, found by range tests and search, on top of Optuna.",
+    epilog="Start here: [bold]hpsched demo[/], then "
+    "[bold]hpsched study create NAME --objective train:objective[/].",
+)
+
+Name = Annotated[str, typer.Argument(help="The study's name.", show_default=False)]
+Storage = Annotated[
+    str | None,
+    typer.Option(
+        "--storage",
+        envvar=["HPSCHED_STORAGE", "OPTUNA_STORAGE"],
+        show_envvar=True,
+        help="Database URL. Default: sqlite:///hpsched.db in this folder. Rather than a URL with "
+        "a password, use the environment variable or ~/.pgpass.",
+        show_default=False,
+    ),
+]
+Format = Annotated[
+    str, typer.Option("--format", "-f", help="table, json or yaml.", envvar="HPSCHED_FORMAT")
+]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        parts = [f"hpsched {metadata.version('hpsched')}", f"Optuna {optuna.__version__}"]
+        try:
+            parts.append(f"torch {metadata.version('torch')}")
+        except metadata.PackageNotFoundError:
+            parts.append("no torch")
+        typer.echo(", ".join([*parts, f"Python {platform.python_version()}"]))
+        raise typer.Exit
+
+
+@app.callback()
+def global_options(
+    debug: Annotated[
+        bool, typer.Option("--debug", envvar="HPSCHED_DEBUG", help="Show tracebacks.")
+    ] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Versions, and exit."),
+    ] = False,
+) -> None:
+    """Set up logging and error handling for every command."""
+    state.debug = debug
+    state.out, state.err = _console(sys.stdout), _console(sys.stderr)
+    _log_to(state.err)
+    logging.getLogger("hpsched").setLevel(logging.DEBUG if debug else logging.INFO)
+    optuna.logging.disable_default_handler()
+    optuna.logging.set_verbosity(optuna.logging.DEBUG if debug else optuna.logging.ERROR)
+    logging.captureWarnings(True)
+    if not debug:
+        warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+
+
+def _console(stream: TextIO) -> Console:
+    # Without a terminal Rich would wrap at 80 columns, which no log or pipe asks for.
+    return Console(file=stream, width=None if stream.isatty() else 120)
+
+
+def _log_to(console: Console) -> None:
+    handler: logging.Handler = logging.StreamHandler(console.file)
+    form = "%(asctime)s %(levelname)-7s %(message)s"
+    if console.is_terminal:
+        handler = RichHandler(console=console, show_path=False, log_time_format="%H:%M:%S")
+        form = "%(message)s"
+    logging.basicConfig(
+        level=logging.WARNING, format=form, datefmt="%H:%M:%S", handlers=[handler], force=True
+    )
+
+
+def show(data: Any, format_: str, table: Callable[[], Any]) -> None:
+    """Print ``data`` to stdout as json or yaml, or what ``table()`` makes.
+
+    Raises:
+        UsageError: An unknown format.
+    """
+    if format_ == "table":
+        state.out.print(table())
+    elif format_ == "json":
+        typer.echo(json.dumps(data, indent=2, default=str))
+    elif format_ == "yaml":
+        import yaml
+
+        typer.echo(
+            yaml.safe_dump(json.loads(json.dumps(data, default=str)), sort_keys=False), nl=False
+        )
+    else:
+        raise UsageError(f"--format {format_!r}: table, json or yaml.")
+
+
+def hint(text: str) -> None:
+    """Say something to the person, on stderr."""
+    state.err.print(text, highlight=False, soft_wrap=True)
+
+
+# The commands register themselves with the app.
+from hpsched.cli import demo, studies, tools, workers  # noqa: E402, F401

@@ -1,0 +1,278 @@
+"""``hpsched study …``"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import optuna
+import typer
+from rich import box
+from rich.live import Live
+from rich.table import Table
+
+from hpsched.cli.app import Format, Name, Storage, app, hint, show, state
+from hpsched.cli.screen import best_table, status_screen, value_text
+from hpsched.errors import UsageError
+from hpsched.present import number
+
+study_app = typer.Typer(no_args_is_help=True, help="Create, watch, judge and remove studies.")
+app.add_typer(study_app, name="study")
+
+
+def parse_duration(text: str | None) -> float | None:
+    """``90``, ``45s``, ``30m``, ``8h``, ``2d`` → seconds.
+
+    Raises:
+        UsageError: Not a duration above 0.
+    """
+    if text is None:
+        return None
+    units = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+    digits, unit = (text[:-1], text[-1]) if text[-1:] in units else (text, "s")
+    try:
+        seconds = float(digits) * units[unit]
+    except ValueError:
+        seconds = 0.0
+    if not seconds > 0:
+        raise UsageError(f"--timeout {text!r}: a duration such as 90s, 30m, 8h or 2d.")
+    return seconds
+
+
+@study_app.command(epilog="Example: hpsched study create resnet -o train:objective --cycles 20")
+def create(
+    name: Name,
+    objective: Annotated[
+        str,
+        typer.Option(
+            "--objective",
+            "-o",
+            envvar="HPSCHED_OBJECTIVE",
+            help="The objective, as module:function or file.py:function.",
+        ),
+    ],
+    storage: Storage = None,
+    direction: Annotated[str, typer.Option(help="minimize or maximize.")] = "minimize",
+    trials: Annotated[
+        int | None, typer.Option(help="Budget: search trials over all workers.")
+    ] = None,
+    cycles: Annotated[
+        float | None,
+        typer.Option(help="Budget: full-cycle equivalents over all workers (default: 20)."),
+    ] = None,
+    timeout: Annotated[
+        str | None, typer.Option(help="Budget: wall time from the first trial on, e.g. 8h.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Default: drawn at random and stored.")] = None,
+    sampler: Annotated[
+        str, typer.Option(help="Base sampler: tpe, gp, qmc, cmaes or random.")
+    ] = "tpe",
+    range_tests: Annotated[int, typer.Option(help="Range-test replicates per context.")] = 3,
+    reduction_factor: Annotated[int, typer.Option(help="Ratio of successive rungs.")] = 3,
+    confirm_top: Annotated[int, typer.Option(help="Recipes to confirm at the end.")] = 2,
+    confirm_seeds: Annotated[int, typer.Option(help="Fresh seeds for each of them.")] = 3,
+    skip_if_exists: Annotated[bool, typer.Option(help="Accept an existing study.")] = False,
+    check: Annotated[
+        bool, typer.Option(help="Import the objective once, to see that it is there.")
+    ] = True,
+) -> None:
+    """Create a study: what to run, and how much of it."""
+    from hpsched import objective as objectives
+    from hpsched.study import create_study
+
+    if check:
+        objectives.load(objective)
+    study = create_study(
+        name,
+        objective=objective,
+        storage=storage,
+        direction=direction,
+        trials=trials,
+        cycles=cycles,
+        timeout=parse_duration(timeout),
+        seed=seed,
+        sampler=sampler,
+        range_tests=range_tests,
+        reduction_factor=reduction_factor,
+        confirm_top=confirm_top,
+        confirm_seeds=confirm_seeds,
+        skip_if_exists=skip_if_exists,
+    )
+    typer.echo(study.study_name)
+    hint(f"Next, on every node that shall work: [bold cyan]hpsched worker attach {name}[/]")
+
+
+@study_app.command("list", epilog="Example: hpsched study list -f json")
+def list_(storage: Storage = None, format: Format = "table") -> None:
+    """List the studies in a storage."""
+    from hpsched.records import SETTINGS
+    from hpsched.storage import open_storage
+
+    found = optuna.get_all_study_summaries(open_storage(storage), include_best_trial=False)
+    rows = [
+        {
+            "name": s.study_name,
+            "direction": s.directions[0].name.lower(),
+            "trials": s.n_trials,
+            "objective": s.user_attrs.get(SETTINGS, {}).get("objective"),
+            "started": s.datetime_start.isoformat(timespec="seconds") if s.datetime_start else None,
+        }
+        for s in sorted(found, key=lambda s: s.study_name)
+    ]
+
+    def table() -> Any:
+        if not rows:
+            return "No studies yet: hpsched study create NAME --objective train:objective"
+        made = Table(box=box.SIMPLE, pad_edge=False)
+        for column in rows[0]:
+            made.add_column(column, justify="right" if column == "trials" else "left")
+        for row in rows:
+            made.add_row(*("–" if value is None else str(value) for value in row.values()))
+        return made
+
+    show(rows, format, table)
+
+
+@study_app.command(epilog="Example: hpsched study status resnet --watch")
+def status(
+    name: Name,
+    storage: Storage = None,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Refresh until Ctrl-C.")] = False,
+    interval: Annotated[float, typer.Option(help="Seconds between refreshes.", min=0.2)] = 2.0,
+    format: Format = "table",
+) -> None:
+    """How a study stands: rungs, workers, best ± seed spread, cost, and what to do next."""
+    from hpsched.study import open_study
+    from hpsched.summary import summarise
+
+    study = open_study(name, storage)
+    if not watch:
+        summary = summarise(study)
+        show(summary.to_json(), format, lambda: status_screen(summary))
+        return
+    if format != "table":
+        raise UsageError("--watch draws a screen: leave --format out, or call it repeatedly.")
+    if not state.out.is_terminal:  # logs and CI: one report after the other, as plain lines
+        while (summary := summarise(study)).progress != 1.0:
+            state.out.print(status_screen(summary))
+            time.sleep(interval)
+        state.out.print(status_screen(summary))
+        return
+    with Live(console=state.out, screen=False, auto_refresh=False) as live:
+        while True:
+            summary = summarise(study)
+            live.update(status_screen(summary), refresh=True)
+            time.sleep(interval)
+
+
+@study_app.command(epilog="Example: hpsched study best resnet --format torch")
+def best(
+    name: Name,
+    storage: Storage = None,
+    format: Annotated[
+        str, typer.Option("--format", "-f", help="table, torch, json or yaml.")
+    ] = "table",
+) -> None:
+    """The best recipe: its values, how good it is on fresh seeds, and code to paste."""
+    from hpsched.ledger import best_json, optimizer_name, read_runs
+    from hpsched.present import torch_snippet
+    from hpsched.study import best as find_best
+    from hpsched.study import open_study
+
+    study = open_study(name, storage)
+    found = find_best(study)
+    if format == "torch":
+        optimizer = optimizer_name(read_runs(study.get_trials(deepcopy=False)))
+        typer.echo(torch_snippet(found, optimizer), nl=False)
+    else:
+        show(best_json(found), format, lambda: best_table(found))
+    if found.hint:
+        hint(f"[yellow]Note:[/] {found.hint}")
+
+
+@study_app.command(epilog="Example: hpsched study report resnet -o report.html")
+def report(
+    name: Name,
+    storage: Storage = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write it.")] = Path(
+        "report.html"
+    ),
+) -> None:
+    """Write one self-contained HTML page: the answer, the evidence, the plots. Works offline."""
+    from hpsched.report import write_report
+    from hpsched.study import open_study
+    from hpsched.summary import summarise
+
+    typer.echo(write_report(summarise(open_study(name, storage)), output))
+
+
+@study_app.command(epilog="Example: hpsched study confirm resnet --top 2 --seeds 3")
+def confirm(
+    name: Name,
+    storage: Storage = None,
+    top: Annotated[int, typer.Option(help="How many of the best recipes.")] = 2,
+    seeds: Annotated[int, typer.Option(help="Fresh seeds for each.")] = 3,
+) -> None:
+    """Queue the best recipes again with fresh seeds; workers run them even on a spent budget."""
+    from hpsched.study import confirm as confirm_study
+    from hpsched.study import open_study
+
+    queued = confirm_study(open_study(name, storage), top=top, seeds=seeds)
+    typer.echo(queued)
+    hint(f"{queued} full cycles queued. Next: [bold cyan]hpsched worker attach {name}[/]")
+
+
+@study_app.command(epilog="Example: hpsched study export resnet > resnet.json")
+def export(
+    name: Name,
+    storage: Storage = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="A file instead of stdout.")
+    ] = None,
+    format: Annotated[str, typer.Option("--format", "-f", help="json or csv.")] = "json",
+) -> None:
+    """Every trial with all records as JSON, or one line a trial as CSV."""
+    from hpsched.study import export_csv, export_study, open_study
+
+    study = open_study(name, storage)
+    if format not in ("json", "csv"):
+        raise UsageError(f"--format {format!r}: json or csv.")
+    text = (
+        json.dumps(export_study(study), indent=1) + "\n" if format == "json" else export_csv(study)
+    )
+    if output is None:
+        typer.echo(text, nl=False)
+        return
+    try:
+        output.write_text(text)
+    except OSError as error:
+        raise UsageError(
+            f"Cannot write {output}: {error.strerror}. Choose another --output."
+        ) from None
+    typer.echo(output)
+
+
+@study_app.command(epilog="Example: hpsched study delete resnet --yes")
+def delete(
+    name: Name,
+    storage: Storage = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Remove a study with all its trials. Export it first if in doubt."""
+    from hpsched.study import delete_study, open_study
+
+    trials = len(open_study(name, storage).get_trials(deepcopy=False))
+    if not yes:
+        typer.confirm(f"Remove study {name!r} with {trials} trials for good?", abort=True, err=True)
+    delete_study(name, storage)
+    hint(f"Removed {name!r} with {trials} trials.")
+
+
+def one_line(summary: Any) -> str:
+    """A study's result in one line, for the end of a worker."""
+    if summary.best is None:
+        return "no full cycle finished yet"
+    spent = number(summary.cost.cycles)
+    return f"best {value_text(summary.best)}, {spent} full cycles spent"

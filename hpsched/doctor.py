@@ -1,0 +1,116 @@
+"""What ``hpsched doctor`` looks at: everything a run needs, each with how to mend it."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+
+import optuna
+
+from hpsched import objective as objectives
+from hpsched.errors import HpschedError
+from hpsched.ledger import read_runs
+from hpsched.storage import DEFAULT_URL, open_storage, redact, resolve_url
+from hpsched.study import open_study, read_settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        what: Its name.
+        ok: Whether it is as it should be.
+        detail: What was found, and the remedy if it is wrong.
+    """
+
+    what: str
+    ok: bool
+    detail: str
+
+
+def examine(
+    storage: str | None = None, *, study: str | None = None, objective: str | None = None
+) -> list[Finding]:
+    """Look at everything a run needs; nothing is changed.
+
+    Args:
+        storage: URL; see :func:`hpsched.storage.resolve_url`.
+        study: Also check this study's settings, records and objective.
+        objective: Also check this ``module:function``.
+    """
+    found = [
+        _try("versions", _versions),
+        _try("device", _device),
+        _try("storage", lambda: _storage(storage, needed=study is not None)),
+    ]
+    if study is not None:
+        found.append(_try(f"study {study}", lambda: _study(study, storage)))
+        found.append(_try("its objective", lambda: _objective_of(study, storage)))
+    if objective is not None:
+        found.append(_try(f"objective {objective}", lambda: _objective(objective)))
+    return found
+
+
+def _try(what: str, look: Callable[[], str]) -> Finding:
+    try:
+        return Finding(what=what, ok=True, detail=look())
+    except HpschedError as error:
+        return Finding(what=what, ok=False, detail=redact(str(error)))
+
+
+def _versions() -> str:
+    names = ("hpsched", "optuna", "torch", "numpy", "SQLAlchemy", "plotly", "optuna-dashboard")
+    found = [f"{name} {_version(name)}" for name in names]
+    return ", ".join([f"Python {platform.python_version()}", *found])
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def _device() -> str:
+    try:
+        import torch
+    except ImportError:
+        raise HpschedError("torch is not installed: pip install torch.") from None
+    if not torch.cuda.is_available():
+        return f"cpu only ({os.cpu_count()} cores, {torch.get_num_threads()} threads a worker)"
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return ", ".join(f"cuda:{i} {name}" for i, name in enumerate(names))
+
+
+def _storage(url: str | None, *, needed: bool) -> str:
+    resolved = resolve_url(url)
+    if resolved == DEFAULT_URL and not needed and not os.path.exists("hpsched.db"):
+        return f"{DEFAULT_URL} (not there yet; `hpsched study create` makes it)"
+    held = open_storage(resolved)
+    count = len(held.get_all_studies())
+    return f"{redact(resolved)}: schema of Optuna {optuna.__version__}, {count} studies"
+
+
+def _study(name: str, url: str | None) -> str:
+    study = open_study(name, url)
+    runs = read_runs(study.get_trials(deepcopy=False))
+    broken = [text for run in runs for text in run.broken]
+    if broken:
+        raise HpschedError("; ".join(broken))
+    return f"{len(runs)} trials, all records readable"
+
+
+def _objective_of(name: str, url: str | None) -> str:
+    settings = read_settings(open_study(name, url))
+    if settings is None:
+        return "none stored (a plain Optuna study)"
+    return _objective(settings.objective)
+
+
+def _objective(spec: str) -> str:
+    function = objectives.load(spec)
+    return f"{spec}: imports ({type(function).__name__})"

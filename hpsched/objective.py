@@ -1,0 +1,83 @@
+"""``module:function`` or ``file.py:function`` → the function; users' code is never stored."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hpsched.errors import ObjectiveError
+
+
+def load(spec: str) -> Callable[..., Any]:
+    """Import the function that ``spec`` names, with the working directory on the path.
+
+    Args:
+        spec: ``module:function`` (``pkg.train:objective``) or ``path/to/file.py:function``.
+
+    Raises:
+        ObjectiveError: Not of that form, not found, raised while imported, or not callable.
+    """
+    source, _, attribute = spec.rpartition(":")
+    if not source or not attribute:
+        raise ObjectiveError(
+            f"{spec!r} is not of the form module:function, e.g. train:objective for the function "
+            "`objective` in train.py here."
+        )
+    module = _import(source, spec)
+    function = getattr(module, attribute, None)
+    if function is None:
+        there = [name for name, value in vars(module).items() if _is_function(value, module)]
+        raise ObjectiveError(
+            f"{source!r} has no {attribute!r}; its functions are: {', '.join(there) or 'none'}."
+        )
+    if not callable(function):
+        raise ObjectiveError(f"{spec!r} is {type(function).__name__}, not a function.")
+    return function  # type: ignore[no-any-return]
+
+
+def _import(source: str, spec: str) -> Any:
+    name = source
+    if source.endswith(".py"):
+        path = Path(source)
+        if not path.is_file():
+            raise ObjectiveError(f"{spec!r}: there is no file {source!r} in {Path.cwd()}.")
+        folder, name = str(path.parent.resolve()), path.stem
+    else:
+        folder = str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    importlib.invalidate_caches()
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name and (name == error.name or name.startswith(error.name + ".")):
+            raise ObjectiveError(
+                f"{spec!r}: there is no module {error.name!r} in {folder} or among the installed "
+                "packages. Run this from the folder that holds it, or name its file: "
+                f"{name.replace('.', '/')}.py:{spec.rpartition(':')[2]}."
+            ) from error
+        raise ObjectiveError(
+            f"{spec!r} needs the module {error.name!r}, which is not installed here."
+        ) from error
+    except Exception as error:
+        raise ObjectiveError(
+            f"{spec!r} raised while it was imported: {describe(error)}. Mend it, and try "
+            f"`python -c 'import {name}'`."
+        ) from error
+
+
+def describe(error: BaseException) -> str:
+    """One line: the exception, and the last line of code that raised it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}{where}" if text else f"{type(error).__name__}{where}"
+
+
+def _is_function(value: Any, module: Any) -> bool:
+    return callable(value) and getattr(value, "__module__", None) == module.__name__
