@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from hpsched import lr_curve
@@ -34,7 +35,8 @@ from hpsched.errors import TrainingError, UsageError
 from hpsched.schedules import OneCycleSchedules
 
 Kind = Literal["range_test", "rung", "confirm", "final"]
-BLOCK = 10  # steps between looks at the losses
+BLOCK = 10  # losses between looks at them
+SAMPLES = 256  # losses kept of a long run: enough for the curve and for divergence
 CURVE_POINTS = 64  # points kept of a learning curve
 PROGRESS_SECONDS = 1.0
 
@@ -167,13 +169,16 @@ class ScheduleDriver:
     def _apply(self) -> None:
         lr = self._schedules.lr(self._step)
         momentum = self._schedules.momentum(self._step)
-        for optimizer, plans in zip(self._optimizers, self._plans, strict=False):
+        for index, optimizer in enumerate(self._optimizers):
             # Read anew each time: optimizer.load_state_dict replaces the group objects.
-            groups = optimizer.param_groups
+            groups, plans = optimizer.param_groups, self._plans[index]
             if len(groups) > len(plans):  # the first call, or add_param_group since the last
                 self._adopt(groups[len(plans) :], plans)
-            for group, (ratio, momentum_name) in zip(groups, plans, strict=False):
-                _set_lr(group, lr * ratio)
+            for group, (ratio, momentum_name) in zip(groups, plans):  # noqa: B905 (takes time)
+                if type(group["lr"]) is float:
+                    group["lr"] = lr * ratio
+                else:
+                    _set_lr(group, lr * ratio)
                 if momentum_name == "momentum":
                     group["momentum"] = momentum
                 elif momentum_name == "beta1":
@@ -231,18 +236,18 @@ def _momentum_name(group: Mapping[str, Any]) -> str:
 
 def _set_lr(group: dict[str, Any], value: float) -> None:
     rate = group["lr"]
-    if isinstance(rate, torch.Tensor):
+    if isinstance(rate, Tensor):
         rate.fill_(value)
     else:
         group["lr"] = value
 
 
 def _set_beta1(group: dict[str, Any], value: float) -> None:
-    betas = group["betas"]
-    if isinstance(betas[0], torch.Tensor):
-        betas[0].fill_(value)
+    beta1, *others = group["betas"]
+    if isinstance(beta1, Tensor):
+        beta1.fill_(value)
     else:
-        group["betas"] = (value, *betas[1:])
+        group["betas"] = (value, *others)
 
 
 class CycleSchedule(ScheduleDriver):
@@ -345,6 +350,8 @@ class Cycle:
         self._validate_every = validate_every
         self._pending: list[Any] = []
         self._losses: list[float] = []
+        # A copy of the loss costs more than the whole schedule: long runs keep one in a few.
+        self._every = 1 if kind == "range_test" else max(1, total_steps // SAMPLES)
         self._logged: list[tuple[str, int, Any]] = []
         self._curves: dict[str, list[tuple[int, float]]] = {}
         self._iterators: list[Iterator[Any]] = []
@@ -442,7 +449,10 @@ class Cycle:
         self._validate = fn
 
     def losses(self) -> list[float]:
-        """Training loss of each step so far, as floats. Synchronises with the device."""
+        """Training losses so far, as floats; of long runs one in a few, about 256 in all.
+
+        Synchronises with the device.
+        """
         self._flush()
         return self._losses
 
@@ -454,7 +464,8 @@ class Cycle:
             for metric, points in self._curves.items()
         }
         if self._losses and "loss" not in logged:
-            logged["loss"] = [(i + 1, _number(loss)) for i, loss in enumerate(self._losses)]
+            steps = range(1, self.total_steps + 1, self._every)
+            logged["loss"] = [(s, _number(v)) for s, v in zip(steps, self._losses, strict=False)]
         return {metric: _thin(points) for metric, points in logged.items()}
 
     def close(self) -> None:
@@ -472,7 +483,8 @@ class Cycle:
 
     def _record(self, step: int, loss: Any) -> None:
         if loss is not None:
-            self._pending.append(self._scalar("schedule.step(loss)", loss))
+            if (step - 1) % self._every == 0:
+                self._pending.append(self._scalar("schedule.step(loss)", loss))
         elif self.is_range_test:
             raise self._fail(
                 "schedule.step() was called without a loss in a range test: "
@@ -480,7 +492,7 @@ class Cycle:
             )
         if self._validate and self._validate_every and step % self._validate_every == 0:
             self.validation.append((step, float(self._validate())))
-        if step % BLOCK == 0 or step >= self.total_steps or step == 1:
+        if step % (BLOCK * self._every) == 0 or step >= self.total_steps or step == 1:
             self._look(step)
         if self._observer and time.monotonic() >= self._next_progress:
             self._next_progress = time.monotonic() + PROGRESS_SECONDS
@@ -511,11 +523,19 @@ class Cycle:
                 self._stop("the sweep is complete")
             elif lr_curve.should_stop(self._losses):
                 self._stop("the sweep has diverged")
-        elif step >= self._next_check or not all(map(math.isfinite, self._losses[-BLOCK:])):
-            self._next_check = step + max(BLOCK, step // 20)  # the check reads all losses
-            self.diverged = lr_curve.exploded(self._losses)
-            if self.diverged:
-                self._stop(self.diverged)
+        else:
+            self._check_divergence(step)
+
+    def _check_divergence(self, step: int) -> None:
+        finite = all(map(math.isfinite, self._losses[-BLOCK:]))
+        if finite and step < self._next_check:
+            return
+        self._next_check = step + max(BLOCK * self._every, step // 20)  # it reads all losses
+        if finite and not _above_start(self._losses):
+            return
+        self.diverged = lr_curve.exploded(self._losses, self._every)
+        if self.diverged:
+            self._stop(self.diverged)
 
     def _stop(self, reason: str) -> None:
         self.stopped = reason
@@ -528,13 +548,14 @@ class Cycle:
 
     def _scalar(self, what: str, value: Any) -> Any:
         """A copy that can wait: the tensor, not yet read, or the number as float."""
-        if isinstance(value, torch.Tensor):
+        if isinstance(value, Tensor):
             if value.numel() != 1:
                 raise self._fail(
                     f"{what} got a tensor of shape {tuple(value.shape)}: "
                     "pass a scalar, e.g. loss.mean()."
                 )
-            return value.detach().clone()
+            copy = value.detach().clone()
+            return copy.reshape(()) if copy.ndim else copy
         try:
             return float(value)
         except (TypeError, ValueError):
@@ -574,10 +595,16 @@ class Cycle:
 
 def _read(values: Sequence[Any]) -> list[float]:
     """Scalar tensors and floats as floats, in one synchronisation where they share a device."""
-    tensors = [value.reshape(()) for value in values if isinstance(value, torch.Tensor)]
-    if len(tensors) == len(values) and len({tensor.device for tensor in tensors}) == 1:
-        return [float(value) for value in torch.stack(tensors).tolist()]
+    if all(isinstance(value, Tensor) for value in values):
+        with suppress(RuntimeError):  # on several devices
+            return [float(value) for value in torch.stack(list(values)).tolist()]
     return [float(value) for value in values]
+
+
+def _above_start(losses: Sequence[float]) -> bool:
+    """Whether the last losses lie above the first: rules out most explosions at little cost."""
+    last, first = sorted(losses[-BLOCK:]), sorted(losses[:5])
+    return bool(losses) and last[len(last) // 2] > min(losses[0], first[len(first) // 2])
 
 
 @dataclass(frozen=True, kw_only=True)

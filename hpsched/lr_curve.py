@@ -504,8 +504,10 @@ def should_stop(losses: Sequence[float]) -> bool:
     return bool((smooth > start + margin).any())
 
 
-def exploded(losses: Sequence[float]) -> str | None:
+def exploded(losses: Sequence[float], every: int = 1) -> str | None:
     """Why an ordinary training run is beyond hope, or None: call it with all losses so far.
+
+    ``every`` is the number of steps between two losses, for the step that the reason names.
 
     A non-finite loss is the end. Otherwise the medians of the last ten losses and of the ten before
     must both lie above the start by more than 5 x the best gain so far, 50 x the noise and 3 x
@@ -513,7 +515,8 @@ def exploded(losses: Sequence[float]) -> str | None:
     """
     y = _finite(losses)
     if len(y) < len(losses):
-        return f"the loss became {float(losses[len(y)])} at step {len(y)}: lower max_lr"
+        step = len(y) * every
+        return f"the loss became {float(losses[len(y)])} at step {step}: lower max_lr"
     if len(y) < 3 * MIN_POINTS:
         return None
     start = min(float(y[0]), float(np.median(y[:5])))  # it may explode within five steps
@@ -523,8 +526,8 @@ def exploded(losses: Sequence[float]) -> str | None:
     if min(before, last) - start <= max(5 * gain, 50 * calm, 3 * abs(start)):
         return None
     return (
-        f"the loss exploded: the last ten losses have median {last:.4g} at step {len(y) - 1}, "
-        f"the first five {start:.4g}: lower max_lr"
+        f"the loss exploded: it is {last:.4g} at step {(len(y) - 1) * every}, in the beginning "
+        f"{start:.4g}: lower max_lr"
     )
 
 

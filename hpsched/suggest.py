@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 import optuna
 from optuna.trial import BaseTrial
 
-from hpsched import evidence, records, schedules
+from hpsched import evidence, lr_curve, records, schedules
 from hpsched.errors import TrainingError, UsageError
 from hpsched.records import CycleRecord, RecipeSpace, SweepRecord
 from hpsched.sampler import (
     STANDARD_RECIPE,
     WEIGHT_DECAY_BOUNDS,
+    OneCycleSampler,
     find_sampler,
 )
 
@@ -40,7 +41,7 @@ MAX_MOMENTUM = (0.9, 0.98)
 SWEEP_WEIGHT_DECAYS = (1e-4, 1e-3, 1e-5)
 SWEEP_STEPS = 100
 SHORTEST_SWEEP = 20
-MIN_RUNG_STEPS = 30
+MIN_RUNG_STEPS = 50
 _LIMITS = {  # field: (lowest, highest, highest is allowed, log)
     "max_lr": (0.0, math.inf, False, True),
     "div_factor": (1.0, math.inf, False, True),
@@ -555,6 +556,37 @@ class OneCycle:
             return self._recipe.fixed[field]
         low, high, _ = self._recipe.space[field]
         return min(max(value, low), high)
+
+
+def find_lr(
+    train: Train,
+    *,
+    num_iter: int = SWEEP_STEPS,
+    start_lr: float = 1e-6,
+    end_lr: float = 10.0,
+    mode: str = "exp",
+    replicates: int = 3,
+    seed: int | None = None,
+) -> list[lr_curve.RangeTest]:
+    """The range test of a ``train(cycle)`` function, by itself: what ``hpsched lr-find`` runs.
+
+    Each replicate has its own seed and weight decay, as in a study; pool them with
+    :func:`hpsched.lr_curve.pool`.
+
+    Raises:
+        UsageError: An option that cannot be right.
+        TrainingError: ``train`` broke its contract.
+    """
+    if replicates < 1:
+        raise UsageError(f"replicates={replicates!r}: at least 1.")
+    sampler = OneCycleSampler(range_tests=replicates, seed=seed)
+    study = optuna.create_study(sampler=sampler, study_name="lr-find")
+    sweep = {"num_iter": num_iter, "start_lr": start_lr, "end_lr": end_lr, "mode": mode}
+    for _ in range(replicates):
+        recipe = suggest_onecycle(study.ask(), num_iter, rungs=1, range_test=sweep)
+        recipe._range_test(train)
+    trials = study.get_trials(deepcopy=False)
+    return [evidence.range_test(record) for record in evidence.sweeps(trials)]
 
 
 def _value_of(cycle: Cycle, train: Train) -> float:
