@@ -256,8 +256,9 @@ class Candidate:
 
     @property
     def spread(self) -> float | None:
-        """Standard deviation over seeds (n − 1); None with fewer than two."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else None
+        """Standard deviation over seeds (n − 1); None with fewer than two, or a diverged one."""
+        known = len(self.values) > 1 and all(map(math.isfinite, self.values))
+        return statistics.stdev(self.values) if known else None
 
     @property
     def seeds(self) -> int:
@@ -309,7 +310,8 @@ def rank(
 ) -> list[Candidate]:
     """Recipes with a finished full cycle, best first.
 
-    Those with two fresh seeds or more come before those with one, and these before the others.
+    Those with two fresh seeds or more come before those with one, and these before the others;
+    those that diverged on a fresh seed come last.
 
     Args:
         runs: All trials of the study.
@@ -328,7 +330,7 @@ def rank(
     found = [_candidate(run, again.get(run.trial.number, [])) for run in runs if _finished(run)]
     if by_single_value:
         return sorted(found, key=lambda c: sign * c.found)
-    return sorted(found, key=lambda c: (-min(len(c.fresh), 2), sign * c.mean))
+    return sorted(found, key=lambda c: (math.isinf(c.mean), -min(len(c.fresh), 2), sign * c.mean))
 
 
 def _finished(run: Run) -> bool:

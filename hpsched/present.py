@@ -30,9 +30,14 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def mean_and_spread(found: Candidate) -> str:
-    """``mean ± spread``, both to the spread's second digit; the mean alone without a spread."""
+    """``mean ± spread``, both to the spread's second digit; the mean alone without a spread.
+
+    A recipe that diverged on a fresh seed has an infinite mean: it reads ``diverged``.
+    """
+    if not math.isfinite(found.mean):
+        return "diverged"
     spread = found.spread
-    if not spread or not math.isfinite(spread) or not math.isfinite(found.mean):
+    if not spread:
         return number(found.mean)
     places = max(0, 1 - math.floor(math.log10(spread)))
     if places > 9:

@@ -262,6 +262,11 @@ def test_a_recipe_that_diverges_on_a_fresh_seed_is_no_winner() -> None:
     best = best_of(read_runs(trials), MIN)
     assert best is not None
     assert best.number == 1
+    assert best.runner_up is not None
+    assert best.runner_up.spread is None
+    unconfirmed = best_of(read_runs(trials[:3]), MIN)
+    assert unconfirmed is not None
+    assert unconfirmed.number == 1
 
 
 def test_no_full_cycle_no_best() -> None:

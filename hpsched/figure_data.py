@@ -1,0 +1,270 @@
+"""What the figures show, collected from a study's summary; :mod:`hpsched.figures` draws it."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.study import StudyDirection
+from optuna.trial import TrialState
+
+from hpsched.ledger import Candidate, Run, rank
+from hpsched.present import number
+from hpsched.sampler import full_scale_values
+from hpsched.summary import Summary
+
+ENDINGS = ("went on", "finished", "pruned", "diverged", "running or failed")
+TICKS = 7  # on an axis, at most
+Curves = dict[str, list[tuple[int, float | None]]]
+_FAR = 3.0  # interquartile ranges beyond a quartile from where a value may lie off the axis
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One result.
+
+    Attributes:
+        number: The trial.
+        spent: Full cycles that the study had spent by then.
+        value: How good it was; of a pruned trial, as expected after a full cycle.
+        params: The trial's parameters.
+        text: What hovering tells, as plotly's HTML.
+    """
+
+    number: int
+    spent: float
+    value: float
+    params: Mapping[str, Any]
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """Results in the order in which they came: full cycles, pruned trials, fresh seeds."""
+
+    full: list[Point]
+    short: list[Point]
+    again: list[Point]
+
+
+def results(summary: Summary) -> Results:
+    """Every finite result of the study, with what had been spent when it came."""
+    moved = full_scale_values([run.trial for run in summary.runs if run.confirms is None])
+    found = Results(full=[], short=[], again=[])
+    spent: dict[str, float] = {}
+    for run in sorted(summary.runs, key=_ended):
+        spent |= {name: cost.cycles for name, cost in run.parts().items()}
+        kind, value = _outcome(run, moved)
+        if kind and value is not None and math.isfinite(value):
+            getattr(found, kind).append(_point(run, sum(spent.values()), value))
+    return found
+
+
+def _ended(run: Run) -> tuple[float, int]:
+    when = run.trial.datetime_complete
+    return (when.timestamp() if when else math.inf, run.trial.number)
+
+
+def _outcome(run: Run, moved: Mapping[int, float]) -> tuple[str, float | None]:
+    """Which of :class:`Results` a trial belongs to, and its value there."""
+    if run.diverged:
+        return "", None
+    if run.confirms is not None:
+        return "again", run.full.value if run.full else None
+    if run.trial.state == TrialState.COMPLETE and run.values and run.trial.values:
+        return "full", run.trial.values[0]
+    if run.trial.state == TrialState.PRUNED and run.cycles:
+        return "short", moved.get(run.trial.number)
+    return "", None
+
+
+def _point(run: Run, spent: float, value: float) -> Point:
+    trial = run.trial
+    text = _hover(run, value)
+    return Point(number=trial.number, spent=spent, value=value, params=trial.params, text=text)
+
+
+def _hover(run: Run, value: float) -> str:
+    lines = [f"<b>trial {run.trial.number}</b>: {number(value, 4)}"]
+    last = run.cycles[-1] if run.cycles else None
+    if last and last.steps < last.total_steps and last.value is not None:
+        lines = [
+            f"<b>trial {run.trial.number}</b>: {number(last.value, 4)} "
+            f"after a cycle of {last.steps:,} steps",
+            f"about {number(value, 4)} after a full one",
+        ]
+    if run.confirms is not None:
+        lines.append(f"recipe of trial {run.confirms}, fresh seed")
+    shown = {**(run.values or {}), **run.trial.params}
+    shown.pop("final_div_factor", None)
+    return "<br>".join([*lines, *(f"{_text(k)} = {_text(v)}" for k, v in shown.items())])
+
+
+def _text(value: Any) -> str:
+    return number(value) if isinstance(value, float) else html.escape(str(value))
+
+
+def rung_outcomes(summary: Summary) -> dict[int, dict[str, int]]:
+    """Rung → how many trials went on from it, or ended there and how (:data:`ENDINGS`)."""
+    counts = {rung.rung: dict.fromkeys(ENDINGS, 0) for rung in summary.rungs}
+    for run in summary.runs:
+        if run.confirms is None and run.cycles:
+            for cycle in run.cycles[:-1]:
+                counts[cycle.rung]["went on"] += 1
+            counts[run.cycles[-1].rung][_ending(run)] += 1
+    return counts
+
+
+def _ending(run: Run) -> str:
+    if run.diverged:
+        return "diverged"
+    states = {TrialState.COMPLETE: "finished", TrialState.PRUNED: "pruned"}
+    return states.get(run.trial.state, "running or failed")
+
+
+def ranked(summary: Summary) -> list[Candidate]:
+    """The recipes that finished a full cycle, best first; none with several objectives."""
+    if any(run.trial.values and len(run.trial.values) > 1 for run in summary.runs):
+        return []
+    return rank(summary.runs, StudyDirection[summary.direction.upper()])
+
+
+def minimises(summary: Summary) -> bool:
+    """Whether lower values are better."""
+    return summary.direction == "minimize"
+
+
+def best_point(summary: Summary) -> list[Point]:
+    """The best recipe at its mean, as a list of one; empty while there is none."""
+    named = summary.best
+    run = next((r for r in summary.runs if named and r.trial.number == named.number), None)
+    if named is None or run is None or not math.isfinite(named.mean):
+        return []
+    return [_point(run, summary.cost.cycles, named.mean)]
+
+
+def curves(summary: Summary, top: int) -> list[tuple[int, Curves]]:
+    """(trial, metric → points) of the full cycles of the best ``top`` recipes, best first."""
+    full = {run.trial.number: run.full for run in summary.runs if run.full}
+    chosen = [candidate.number for candidate in ranked(summary)[:top]]
+    return [(n, cycle.curves) for n in chosen if (cycle := full.get(n)) and cycle.curves]
+
+
+# -- axes ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axis:
+    """One searched parameter.
+
+    Attributes:
+        name: In ``trial.params``.
+        log: Whether it is searched on a log scale.
+        values: Those that trials have, lowest first; choices that are no numbers as they came.
+        categorical: Whether ``values`` are choices.
+    """
+
+    name: str
+    log: bool
+    values: tuple[Any, ...]
+    categorical: bool
+
+    @property
+    def label(self) -> str:
+        """The name, safe for plotly."""
+        return html.escape(self.name)
+
+    def height(self, value: Any) -> float:
+        """Where ``value`` stands between the lowest (0) and the highest (1)."""
+        if self.categorical:
+            return self.values.index(value) / max(len(self.values) - 1, 1)
+        low, high, at = (self._scaled(v) for v in (self.values[0], self.values[-1], value))
+        return (at - low) / (high - low) if high > low else 0.5
+
+    def ticks(self) -> list[tuple[float, str]]:
+        """(height, label): the choices, a few whole numbers, or five values from low to high."""
+        whole = all(isinstance(value, int) for value in self.values)
+        if self.categorical or (whole and len(self.values) <= TICKS):
+            return [(self.height(value), _text(value)) for value in self.values]
+        low, high = self._scaled(self.values[0]), self._scaled(self.values[-1])
+        if not low < high:
+            return [(0.5, number(self.values[0], 2))]
+        places = [i / 4 for i in range(5)]
+        steps = [low + place * (high - low) for place in places]
+        labels = [number(10**step if self.log else step, 2) for step in steps]
+        return list(zip(places, labels, strict=True))
+
+    def _scaled(self, value: float) -> float:
+        return math.log10(value) if self.log else float(value)
+
+
+def axes(summary: Summary) -> list[Axis]:
+    """The parameters that the study's trials search, the recipe's before the user's own."""
+    found: dict[str, list[tuple[BaseDistribution, Any]]] = {}
+    recipe: dict[str, None] = {}
+    for run in summary.runs:
+        if run.recipe and run.confirms is None:
+            recipe |= dict.fromkeys(run.recipe.names)
+            for name, value in run.trial.params.items():
+                found.setdefault(name, []).append((run.trial.distributions[name], value))
+    order = [name for name in recipe if name in found]
+    return [_axis(name, found[name]) for name in dict.fromkeys([*order, *found])]
+
+
+def _axis(name: str, seen: Sequence[tuple[BaseDistribution, Any]]) -> Axis:
+    kind = seen[-1][0]
+    used = [value for _, value in seen]
+    numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in used)
+    if isinstance(kind, CategoricalDistribution) or not numeric:
+        choices = sorted(set(used)) if numeric else dict.fromkeys(used)
+        return Axis(name=name, log=False, values=tuple(choices), categorical=True)
+    log = bool(getattr(kind, "log", False)) and min(used) > 0
+    return Axis(name=name, log=log, values=tuple(sorted(set(used))), categorical=False)
+
+
+def round_numbers(low: float, high: float, most: int = TICKS) -> list[float]:
+    """At most ``most`` round numbers from ``low`` to ``high`` for a log axis, or its two ends."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    for digits in ((1, 1.5, 2, 3, 4, 5, 6, 8), (1, 2, 5), (1, 3), (1,)):
+        found = [float(f"{d}e{k}") for k in range(first, last + 1) for d in digits]
+        found = [value for value in found if low / 1.001 <= value <= high * 1.001]
+        if len(found) <= most:
+            return found if len(found) > 1 else [low, high]
+    return found[:: math.ceil(len(found) / most)]
+
+
+def value_range(found: Results, summary: Summary, must: Iterable[float] = ()) -> list[float] | None:
+    """Range of a value axis: all but results far on the bad side; always the best and ``must``."""
+    ran = [point.value for point in (*found.full, *found.again)]
+    expected = [point.value for point in found.short]
+    values = [*ran, *expected]
+    if not values:
+        return None
+    # Most of the pruned trials, but not those that would squash what ran in full.
+    middle = np.quantile(expected, [0.25, 0.75]).tolist() if expected and ran else []
+    low, high = robust_range(ran or expected, middle) or [min(values), max(values)]
+    margin = 0.06 * (high - low)
+    if minimises(summary):
+        low = min(values) - margin
+    else:
+        high = max(values) + margin
+    return [min([low, *(m - margin for m in must)]), max([high, *(m + margin for m in must)])]
+
+
+def robust_range(values: Sequence[float], must: Iterable[float | None] = ()) -> list[float] | None:
+    """A range that leaves out what lies far beyond the quartiles, but nothing of ``must``."""
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite:
+        return None
+    q1, q3 = np.quantile(finite, [0.25, 0.75])
+    reach = _FAR * (q3 - q1) or (max(finite) - min(finite))
+    kept = [value for value in must if value is not None and math.isfinite(value)]
+    low = min([max(min(finite), q1 - reach), *kept])
+    high = max([min(max(finite), q3 + reach), *kept])
+    margin = 0.06 * (high - low) or 0.05 * (abs(high) or 1.0)
+    return [float(low - margin), float(high + margin)]

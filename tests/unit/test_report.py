@@ -1,0 +1,304 @@
+"""The report page: what it says, that it is safe to open, and that it needs no network."""
+
+from __future__ import annotations
+
+import json
+import re
+import runpy
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from html.parser import HTMLParser
+from pathlib import Path
+
+import optuna
+import pytest
+import report_studies
+import torch
+
+import hpsched
+from hpsched import schedules
+from hpsched.errors import UsageError
+from hpsched.ledger import Candidate
+from hpsched.present import duration, mean_and_spread, number, torch_snippet
+from hpsched.report import headline, render_report, write_report
+from hpsched.study import create_study
+from hpsched.summary import Summary, summarise
+
+LARGEST = 6_000_000  # bytes
+SUMMARIES = [
+    report_studies.confirmed,
+    report_studies.maximised,
+    report_studies.empty,
+    report_studies.mixed,
+]
+
+
+class Page(HTMLParser):
+    """The parsed page: its tags, its visible text, and what it would load."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.inside = ""
+        self.feed(source)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self.inside = tag
+
+    def handle_data(self, data: str) -> None:
+        if self.inside not in ("script", "style"):
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+@cache
+def source(summary: Callable[[], Summary]) -> str:
+    return render_report(summary())
+
+
+@cache
+def page(summary: Callable[[], Summary]) -> Page:
+    return Page(source(summary))
+
+
+# -- what it says ----------------------------------------------------------------------------------
+
+
+def test_the_headline_is_the_answer() -> None:
+    summary = report_studies.confirmed()
+    best = summary.best
+    assert best is not None
+    said = headline(summary)
+    assert said.startswith(f"The best recipe reaches {mean_and_spread(best)} over 2 fresh seeds")
+    assert f"{number(summary.cost.cycles)} full cycles" in said
+    assert ("not significantly" in said) is (best.significant is False)
+    assert said in page(report_studies.confirmed).text
+
+
+@pytest.mark.parametrize(
+    ("significant", "words"),
+    [(True, ", and significantly better"), (False, "not significantly"), (None, "too few seeds")],
+)
+def test_the_headline_says_how_sure_it_is(significant: bool | None, words: str) -> None:
+    summary = report_studies.confirmed()
+    assert summary.best is not None
+    assert words in headline(replace(summary, best=replace(summary.best, significant=significant)))
+
+
+def test_the_recipe_and_its_code_are_on_the_page() -> None:
+    best = report_studies.confirmed().best
+    assert best is not None
+    text = page(report_studies.confirmed).text
+    for field in ("max_lr", "div_factor", "pct_start", "base_momentum", "weight_decay"):
+        assert f"{field} {number(best.recipe[field])}" in text
+    assert " ".join(torch_snippet(best).split()) in text
+
+
+def test_costs_and_savings_are_on_the_page() -> None:
+    summary = report_studies.confirmed()
+    text = page(report_studies.confirmed).text
+    assert f"range tests {number(summary.range_test_cost.cycles)} 300" in text
+    assert f"confirmations 4 {4 * report_studies.STEPS:,}" in text
+    assert f"all {number(summary.cost.cycles)} {summary.cost.steps:,}" in text
+    assert f"saved {number(summary.saved_cycles)} full cycles" in text
+
+
+def test_an_empty_study_says_what_to_run() -> None:
+    text = page(report_studies.empty).text
+    assert "No recipe has finished a full cycle yet" in text
+    assert "study.optimize(objective, n_trials=20)" in text
+
+
+def test_an_unfinished_study_names_the_command_that_goes_on(tmp_path: Path) -> None:
+    storage = f"sqlite:///{tmp_path}/studies.db"
+    study = create_study("unfinished", objective="train:objective", storage=storage, cycles=50)
+    for _ in range(2):
+        study.optimize(report_studies.objective, n_trials=2)
+        text = Page(render_report(summarise(study))).text
+        assert "The search is not finished" in text
+        assert "hpsched worker attach unfinished" in text
+        assert "cycles 50" in text
+        assert "% of the budget spent" in text
+
+
+def test_a_study_with_one_seed_names_confirm() -> None:
+    text = page(report_studies.maximised).text
+    assert "with one seed, not yet confirmed" in text
+    assert "hpsched.confirm(study)" in text
+    assert "higher is better" in text
+
+
+def test_each_context_has_its_range_test() -> None:
+    ids = [attrs["id"] for tag, attrs in page(report_studies.mixed).tags if "id" in attrs]
+    assert "figure-range-test-0" in ids
+    assert "figure-range-test-1" in ids
+    assert "Context norm='batch'" in page(report_studies.mixed).text
+
+
+def test_several_objectives_are_left_to_optuna() -> None:
+    study = optuna.create_study(directions=["minimize"] * 2, sampler=hpsched.OneCycleSampler())
+    study.optimize(lambda trial: (trial.suggest_float("x", 0, 1), 1.0), n_trials=1)
+    assert "study.best_trials" in Page(render_report(summarise(study))).text
+
+
+# -- that it is safe, whole and well formed --------------------------------------------------------
+
+
+@pytest.mark.parametrize("summary", SUMMARIES)
+def test_nothing_on_the_page_asks_a_host(summary: Callable[[], Summary]) -> None:
+    loads = [
+        attrs[key]
+        for _, attrs in page(summary).tags
+        for key in ("src", "href", "srcset", "action", "data", "poster", "background")
+        if key in attrs
+    ]
+    assert loads == ["data:,"]
+    assert not re.search(r"@import|url\(", source(summary).split("</style>")[0])
+    policy = next(a["content"] for _, a in page(summary).tags if "http-equiv" in a)
+    assert policy is not None and policy.startswith("default-src 'none'")
+
+
+@pytest.mark.parametrize("summary", [report_studies.empty, report_studies.mixed])
+def test_hostile_text_stays_text(summary: Callable[[], Summary]) -> None:
+    assert "img" not in {tag for tag, _ in page(summary).tags}
+    assert '<script>alert("name")' not in source(summary)
+    scripts = [attrs.get("type") for tag, attrs in page(summary).tags if tag == "script"]
+    assert scripts.count(None) == 2  # plotly.js and our own few lines; the rest is data
+    assert report_studies.HOSTILE in page(summary).text
+
+
+@pytest.mark.parametrize("summary", SUMMARIES)
+def test_every_figure_has_a_caption_and_readable_data(summary: Callable[[], Summary]) -> None:
+    captions = {a["id"] for tag, a in page(summary).tags if tag == "figcaption"}
+    plots = [a["id"] for _, a in page(summary).tags if a.get("class") == "plotly-graph-div"]
+    assert len(plots) >= 6
+    for plot in plots:
+        assert f"{plot}-caption" in captions
+        found = re.search(rf'id="{plot}-data">(.*?)</script>', source(summary), re.DOTALL)
+        assert found is not None
+        assert set(json.loads(found[1])) >= {"data", "layout"}
+
+
+@pytest.mark.parametrize("summary", SUMMARIES)
+def test_the_page_is_structured(summary: Callable[[], Summary]) -> None:
+    tags = page(summary).tags
+    assert [tag for tag, _ in tags].count("h1") == 1
+    assert all("scope" in attrs for tag, attrs in tags if tag == "th")
+    ids = [attrs["id"] for _, attrs in tags if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    labels = {attrs["aria-labelledby"] for _, attrs in tags if "aria-labelledby" in attrs}
+    assert labels <= set(ids)
+
+
+def test_the_file_is_written_and_not_too_large(tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    assert write_report(report_studies.confirmed(), path) == path
+    assert 1_000_000 < path.stat().st_size < LARGEST
+    assert path.read_text(encoding="utf-8").endswith("</html>")
+
+
+def test_a_path_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"No such file or directory.*name a file"):
+        write_report(report_studies.empty(), tmp_path / "missing" / "report.html")
+
+
+# -- numbers, times and code -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.123456, "0.123"),
+        (123_456.0, "123,000"),
+        (12, "12"),
+        (10_000.0, "10,000"),
+        (3.14159e-5, "3.14e-5"),
+        (1e-8, "1e-8"),
+        (2.5e7, "2.5e7"),
+        (0.0, "0"),
+        (-0.01234, "-0.0123"),
+        (float("inf"), "inf"),
+        (None, "–"),
+    ],
+)
+def test_numbers_have_three_digits(value: float | None, text: str) -> None:
+    assert number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.0, "0 s"),
+        (0.123, "0.12 s"),
+        (9.99, "10 s"),
+        (59.6, "1 min"),
+        (252, "4 min 12 s"),
+        (3600, "1 h"),
+        (7_325, "2 h 2 min"),
+        (90_061, "1 d 1 h"),
+        (None, "–"),
+    ],
+)
+def test_times_are_in_their_two_largest_units(seconds: float | None, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ((0.1034, 0.1012), "0.1023 ± 0.0016"),
+        ((91.25, 92.75), "92.0 ± 1.1"),
+        ((1200.0, 1500.0), "1,350 ± 212"),
+        ((0.5,), "0.5"),
+        ((0.5, 0.5), "0.5"),
+        ((0.1, float("inf")), "diverged"),
+        ((0.1, 0.1 + 1e-13), "0.1 ± 7.1e-14"),
+    ],
+)
+def test_a_mean_has_the_digits_that_its_spread_leaves(values: tuple[float, ...], text: str) -> None:
+    found = Candidate(
+        number=0, params={}, recipe={}, policy="cosine", total_steps=1, found=0.0, fresh=values
+    )
+    assert mean_and_spread(found) == text
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "RMSprop", "AdamW", "NAdam", "os.system('x')"])
+@pytest.mark.parametrize("policy", ["cosine", "linear"])
+def test_the_pasted_code_trains_with_the_very_schedule(
+    tmp_path: Path, optimizer: str, policy: str
+) -> None:
+    best = report_studies.confirmed().best
+    assert best is not None
+    best = replace(best, policy=policy)
+    code = tmp_path / "pasted.py"
+    code.write_text(torch_snippet(best, optimizer), encoding="utf-8")
+    model = torch.nn.Linear(1, 1)
+    made = runpy.run_path(str(code), {"torch": torch, "model": model})
+    group = made["optimizer"].param_groups[0]
+    expected = schedules.one_cycle(
+        report_studies.STEPS,
+        **{k: v for k, v in best.recipe.items() if k != "weight_decay"},
+        policy=policy,
+    )
+    assert group["weight_decay"] == best.recipe["weight_decay"]
+    for step in range(report_studies.STEPS):
+        momentum = group["momentum"] if "momentum" in group else group["betas"][0]
+        assert group["lr"] == pytest.approx(expected.lr(step), rel=1e-6, abs=1e-12)
+        assert momentum == pytest.approx(expected.momentum(step), rel=1e-6)
+        made["optimizer"].step()
+        if step < report_studies.STEPS - 1:
+            made["scheduler"].step()
+
+
+def test_without_total_steps_the_code_asks_for_them() -> None:
+    best = report_studies.confirmed().best
+    assert best is not None
+    code = torch_snippet(replace(best, total_steps=None))
+    assert "total_steps = ...  #" in code
+    assert "total_steps=total_steps," in code
