@@ -13,13 +13,13 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
+from hpsched.figure_style import TICKS
 from hpsched.ledger import Candidate, Run, rank
 from hpsched.present import number
 from hpsched.sampler import full_scale_values
 from hpsched.summary import Summary
 
 ENDINGS = ("went on", "finished", "pruned", "diverged", "running or failed")
-TICKS = 7  # on an axis, at most
 Curves = dict[str, list[tuple[int, float | None]]]
 _FAR = 3.0  # interquartile ranges beyond a quartile from where a value may lie off the axis
 
@@ -225,17 +225,6 @@ def _axis(name: str, seen: Sequence[tuple[BaseDistribution, Any]]) -> Axis:
         return Axis(name=name, log=False, values=tuple(choices), categorical=True)
     log = bool(getattr(kind, "log", False)) and min(used) > 0
     return Axis(name=name, log=log, values=tuple(sorted(set(used))), categorical=False)
-
-
-def round_numbers(low: float, high: float, most: int = TICKS) -> list[float]:
-    """At most ``most`` round numbers from ``low`` to ``high`` for a log axis, or its two ends."""
-    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    for digits in ((1, 1.5, 2, 3, 4, 5, 6, 8), (1, 2, 5), (1, 3), (1,)):
-        found = [float(f"{d}e{k}") for k in range(first, last + 1) for d in digits]
-        found = [value for value in found if low / 1.001 <= value <= high * 1.001]
-        if len(found) <= most:
-            return found if len(found) > 1 else [low, high]
-    return found[:: math.ceil(len(found) / most)]
 
 
 def value_range(found: Results, summary: Summary, must: Iterable[float] = ()) -> list[float] | None:

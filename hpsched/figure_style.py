@@ -6,15 +6,19 @@ Colours that colour-blind people tell apart: Okabe & Ito, "Color Universal Desig
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import plotly.graph_objects as go
 
+from hpsched.present import number
+
 BLUE, RED, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
 SKY, PINK, INK, GREY, PALE = "#56B4E9", "#CC79A7", "#1B1F24", "#7A828C", "#C3C9D0"
 COLOURS = (BLUE, ORANGE, GREEN, PINK, SKY, RED, INK)
 SHADES = "Viridis"
+TICKS = 7  # on an axis, at most
 
 _AXIS = {
     "automargin": True,
@@ -94,3 +98,32 @@ def add_marks(
     if "text" in more:
         more["hovertemplate"] = "%{text}<extra></extra>"
     figure.add_scatter(x=list(x), y=list(y), name=name, mode="markers", marker=marker, **more)
+
+
+def add_across(
+    figure: go.Figure, kind: str, name: str, x0: float, x1: float, y: str = "paper", **more: Any
+) -> None:
+    """A shape over the whole height of the plot, under the curves."""
+    figure.add_shape(type=kind, name=name, x0=x0, x1=x1, y0=0, y1=1, yref=y, layer="below", **more)
+
+
+def is_new(figure: go.Figure, name: str) -> bool:
+    """Whether no trace of this name has been drawn yet, so that the legend names it once."""
+    return all(trace.name != name for trace in figure.data)
+
+
+def log_ticks(low: float, high: float, most: int) -> dict[str, Any]:
+    """A log axis with a few round numbers on it; plotly's own choice crowds or runs dry."""
+    places = round_numbers(low, high, most)
+    return {"type": "log", "tickvals": places, "ticktext": [number(place) for place in places]}
+
+
+def round_numbers(low: float, high: float, most: int = TICKS) -> list[float]:
+    """At most ``most`` round numbers from ``low`` to ``high`` for a log axis, or its two ends."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    for digits in ((1, 1.5, 2, 3, 4, 5, 6, 8), (1, 2, 5), (1, 3), (1,)):
+        found = [float(f"{d}e{k}") for k in range(first, last + 1) for d in digits]
+        found = [value for value in found if low / 1.001 <= value <= high * 1.001]
+        if len(found) <= most:
+            return found if len(found) > 1 else [low, high]
+    return found[:: math.ceil(len(found) / most)]

@@ -20,21 +20,23 @@ from hpsched import figure_data as data
 from hpsched.figure_style import (
     BLUE,
     COLOURS,
-    GREEN,
     GREY,
     ORANGE,
     PALE,
     RED,
     SHADES,
     SKY,
+    add_across,
     add_line,
     add_marks,
     empty,
+    is_new,
+    log_ticks,
     mark,
     styled,
 )
-from hpsched.lr_curve import Proposal, RangeTest, pool
 from hpsched.present import mean_and_spread, number
+from hpsched.range_test_figure import range_test_figure
 from hpsched.schedule_figures import schedule_figure, schedule_gallery
 from hpsched.summary import Summary
 
@@ -50,105 +52,6 @@ __all__ = [
 ]
 
 _ENDING_COLOURS = dict(zip(data.ENDINGS, (SKY, BLUE, PALE, RED, ORANGE), strict=True))
-
-
-# -- range test ------------------------------------------------------------------------------------
-
-
-def range_test_figure(
-    tests: Sequence[RangeTest], proposal: Proposal | None, title: str | None = None
-) -> go.Figure:
-    """Loss over learning rate: every step, smoothed, and where max_lr is to be searched.
-
-    Args:
-        tests: The replicates.
-        proposal: What they say together; pooled here when None.
-        title: Instead of a sentence that says what one sees.
-    """
-    if not tests:
-        return empty(title or "Range test", "no range test yet")
-    shown = proposal or pool(tests)
-    figure = styled(go.Figure(), title or _range_test_title(shown), height=460)
-    for index, test in enumerate(tests):
-        _draw_sweep(figure, test, index)
-    _draw_window(figure, shown)
-    ends = [math.log10(end(rate for t in tests for rate in t.lrs)) for end in (min, max)]
-    figure.update_xaxes(title_text="learning rate (log scale)", range=ends)
-    figure.update_xaxes(**_log_ticks(10 ** ends[0], 10 ** ends[1], 9))
-    figure.update_yaxes(title_text="training loss", range=_loss_range(tests))
-    return figure.update_layout(margin_t=88)
-
-
-def _range_test_title(shown: Proposal) -> str:
-    window = f"{number(shown.low, 2)} to {number(shown.high, 2)}"
-    if not shown.reliable:
-        return f"Range test without a clear answer: max_lr is searched from {window}"
-    return f"Range test: search max_lr from {window}, around {number(shown.centre, 2)}"
-
-
-def _draw_sweep(figure: go.Figure, test: RangeTest, index: int) -> None:
-    colour, name = COLOURS[index % len(COLOURS)], f"replicate {index + 1}"
-    smooth = test.smoothed
-    rates, losses = test.lrs[: len(smooth)], test.losses[: len(smooth)]
-    points = {"size": 4, "color": colour, "opacity": 0.35}
-    add_marks(figure, rates, losses, f"{name}, each step", points, showlegend=False)
-    add_line(figure, rates, smooth.tolist(), f"{name}, smoothed", colour)
-    found = (("steepest fall", test.lr_steepest, "diamond"), ("minimum", test.lr_minimum, "circle"))
-    for what, rate, symbol in found:
-        if rate is not None:
-            at = float(np.interp(rate, rates, smooth))
-            group: dict[str, Any] = {"legendgroup": what, "showlegend": _is_new(figure, what)}
-            group["legendrank"] = 2000  # after the curves
-            add_marks(figure, [rate], [at], what, mark(symbol, colour, 10), **group)
-
-
-def _is_new(figure: go.Figure, name: str) -> bool:
-    return all(trace.name != name for trace in figure.data)
-
-
-def _draw_window(figure: go.Figure, shown: Proposal) -> None:
-    colour = GREEN if shown.reliable else GREY
-    fill: dict[str, Any] = {"fillcolor": colour, "opacity": 0.12, "line_width": 0}
-    _across(figure, "rect", "window", shown.low, shown.high, **fill)
-    _draw_rate(figure, "centre", shown.centre, colour, "dash", 0)
-    if shown.lr_diverged is not None:
-        _draw_rate(figure, "diverges at", shown.lr_diverged, RED, "dot", 1)
-
-
-def _draw_rate(figure: go.Figure, name: str, rate: float, colour: str, dash: str, row: int) -> None:
-    """A vertical line with its label above; rows of their own, so that labels never collide."""
-    line = {"color": colour, "width": 1.5, "dash": dash}
-    _across(figure, "line", name, rate, rate, line=line)
-    figure.add_annotation(  # on a log axis an annotation's x is the exponent, a shape's is not
-        x=math.log10(rate),
-        y=1,
-        yref="paper",
-        yanchor="bottom",
-        yshift=15 * row,
-        xanchor="right",
-        text=f"{name} {number(rate, 2)}",
-        showarrow=False,
-        font={"color": colour, "size": 12},
-    )
-
-
-def _across(
-    figure: go.Figure, kind: str, name: str, x0: float, x1: float, y: str = "paper", **more: Any
-) -> None:
-    """A shape over the whole height of the plot, under the curves."""
-    figure.add_shape(type=kind, name=name, x0=x0, x1=x1, y0=0, y1=1, yref=y, layer="below", **more)
-
-
-def _loss_range(tests: Sequence[RangeTest]) -> list[float] | None:
-    """From the lowest loss to a little above the start: an explosion must not squash the curve."""
-    curves = [np.array(test.losses[: len(test.smoothed)]) for test in tests]
-    curves = [curve for curve in curves if len(curve)]
-    if not curves:
-        return None
-    low = min(float(curve.min()) for curve in curves)
-    top = max(float(np.median(curve[: max(3, len(curve) // 10)])) for curve in curves)
-    height = (top - low) or abs(top) or 1.0
-    return [low - 0.08 * height, top + 0.45 * height]
 
 
 # -- history and rungs -----------------------------------------------------------------------------
@@ -305,14 +208,8 @@ def _axis_layout(axis: data.Axis) -> dict[str, Any]:
         return {"type": "category", "title_text": axis.label, **ordered}
     if not axis.log:
         return {"type": "linear", "title_text": axis.label, "nticks": 6}
-    ticks = _log_ticks(axis.values[0], axis.values[-1], 5)
+    ticks = log_ticks(axis.values[0], axis.values[-1], 5)
     return {"title_text": f"{axis.label} (log scale)", **ticks}
-
-
-def _log_ticks(low: float, high: float, most: int) -> dict[str, Any]:
-    """A log axis with a few round numbers on it; plotly's own choice crowds or runs dry."""
-    places = data.round_numbers(low, high, most)
-    return {"type": "log", "tickvals": places, "ticktext": [number(place) for place in places]}
 
 
 def parallel_figure(summary: Summary) -> go.Figure:
@@ -350,7 +247,9 @@ def _shades(points: Sequence[data.Point], summary: Summary) -> list[str]:
 def _draw_axes(figure: go.Figure, axes: Sequence[data.Axis]) -> None:
     last = len(axes) - 1
     for index, axis in enumerate(axes):
-        _across(figure, "line", axis.label, index, index, y="y", line={"color": GREY, "width": 1})
+        add_across(
+            figure, "line", axis.label, index, index, y="y", line={"color": GREY, "width": 1}
+        )
         side, shift = ("right", -3) if index == last else ("left", 3)
         for place, label in axis.ticks():
             style = {"font_size": 11, "bgcolor": "rgba(255,255,255,0.8)", "showarrow": False}
@@ -385,7 +284,7 @@ def curves_figure(summary: Summary, top: int = 5) -> go.Figure:
     for row, metric in enumerate(metrics, 1):
         for (trial, curves), colour in zip(shown, COLOURS * len(shown), strict=False):
             name = f"trial {trial}"
-            place = {"legendgroup": name, "showlegend": _is_new(figure, name), "row": row, "col": 1}
+            place = {"legendgroup": name, "showlegend": is_new(figure, name), "row": row, "col": 1}
             points = curves.get(metric, [])
             x, y = [step for step, _ in points], [value for _, value in points]
             add_line(figure, x, y, name, colour, line={"width": 2}, **place)

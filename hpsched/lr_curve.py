@@ -160,7 +160,7 @@ class RangeTest:
 
     def figure(self) -> go.Figure:
         """Draw the raw and smoothed curve with the rules' rates (needs plotly)."""
-        from hpsched.figures import range_test_figure
+        from hpsched.range_test_figure import range_test_figure
 
         return range_test_figure([self], None)
 

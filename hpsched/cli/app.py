@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
+import os
 import platform
+import shlex
 import sys
 import warnings
 from collections.abc import Callable
@@ -16,8 +19,10 @@ import optuna
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 
 from hpsched.errors import UsageError
+from hpsched.storage import redact
 
 
 @dataclass
@@ -35,11 +40,18 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "auto_envvar_prefix": "HPSCHED",  # e.g. HPSCHED_STUDY_CREATE_CYCLES=20
+    },
     help="One-cycle training recipes, found by range tests and search, on top of Optuna.",
     epilog="Start here: [bold]hpsched demo[/], then "
-    "[bold]hpsched study create NAME --objective train:objective[/].",
+    "[bold]hpsched study create NAME --objective train:objective[/]. Any option can come from "
+    "the environment, e.g. HPSCHED_STUDY_CREATE_CYCLES=20.",
 )
+
+#: An option; all of them have an environment variable, which the help of each does not repeat.
+option = functools.partial(typer.Option, show_envvar=False)
 
 Name = Annotated[str, typer.Argument(help="The study's name.", show_default=False)]
 Storage = Annotated[
@@ -72,11 +84,17 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def global_options(
     debug: Annotated[
-        bool, typer.Option("--debug", envvar="HPSCHED_DEBUG", help="Show tracebacks.")
+        bool, option("--debug", envvar="HPSCHED_DEBUG", help="Show tracebacks.")
     ] = False,
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_version, is_eager=True, help="Versions, and exit."),
+        option(
+            "--version",
+            callback=_version,
+            is_eager=True,
+            allow_from_autoenv=False,  # images set HPSCHED_VERSION to the version they hold
+            help="Versions, and exit.",
+        ),
     ] = False,
 ) -> None:
     """Set up logging and error handling for every command."""
@@ -86,6 +104,7 @@ def global_options(
     logging.getLogger("hpsched").setLevel(logging.DEBUG if debug else logging.INFO)
     optuna.logging.disable_default_handler()
     optuna.logging.set_verbosity(optuna.logging.DEBUG if debug else optuna.logging.ERROR)
+    warnings.formatwarning = lambda message, *_, **__: str(message)
     logging.captureWarnings(True)
     if not debug:
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
@@ -93,7 +112,8 @@ def global_options(
 
 def _console(stream: TextIO) -> Console:
     # Without a terminal Rich would wrap at 80 columns, which no log or pipe asks for.
-    return Console(file=stream, width=None if stream.isatty() else 120)
+    # Emoji: the user's `objs:ok` is not to be drawn as one.
+    return Console(file=stream, width=None if stream.isatty() else 120, emoji=False)
 
 
 def _log_to(console: Console) -> None:
@@ -128,9 +148,18 @@ def show(data: Any, format_: str, table: Callable[[], Any]) -> None:
 
 
 def hint(text: str) -> None:
-    """Say something to the person, on stderr."""
+    """Say something to the person, on stderr; ``text`` is Rich markup."""
     state.err.print(text, highlight=False, soft_wrap=True)
 
 
-# The commands register themselves with the app.
-from hpsched.cli import demo, studies, tools, workers  # noqa: E402, F401
+def command_text(command: str, storage: str | None) -> str:
+    """``command`` as Rich markup, with the --storage it needs to find the same study."""
+    return f"[bold cyan]{escape(with_storage(command, storage))}[/]"
+
+
+def with_storage(command: str, storage: str | None) -> str:
+    """``command`` with ``--storage URL`` when this call named one other than the default."""
+    default = os.environ.get("HPSCHED_STORAGE") or os.environ.get("OPTUNA_STORAGE")
+    if storage in (None, default):
+        return command
+    return f"{command} --storage {shlex.quote(redact(storage or ''))}"

@@ -7,50 +7,52 @@ from typing import Annotated, Any
 
 import typer
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
-from hpsched.cli.app import Format, Storage, app, hint, show, state
-from hpsched.errors import UsageError
+from hpsched.cli.app import Format, Storage, app, hint, option, show, state
+from hpsched.cli.screen import progress_line
+from hpsched.errors import HpschedError, TrainingError, UsageError
 from hpsched.present import number
 
 
 @app.command("lr-find", epilog="Example: hpsched lr-find train:train --output lr.html")
 def lr_find(
     train: Annotated[str, typer.Argument(help="Your train(cycle), as module:function.")],
-    num_iter: Annotated[int, typer.Option(help="Steps of a sweep.", min=10)] = 100,
-    start_lr: Annotated[float, typer.Option(help="First rate.")] = 1e-6,
-    end_lr: Annotated[float, typer.Option(help="Last rate.")] = 10.0,
-    mode: Annotated[str, typer.Option(help="exp or linear.")] = "exp",
-    replicates: Annotated[
-        int, typer.Option(help="Sweeps, each with its own seed and weight decay.")
-    ] = 3,
-    seed: Annotated[int, typer.Option(help="Seeds of the sweeps follow from it.")] = 0,
+    num_iter: Annotated[int, option(help="Steps of a sweep.", min=10)] = 100,
+    start_lr: Annotated[float, option(help="First rate.")] = 1e-6,
+    end_lr: Annotated[float, option(help="Last rate.")] = 10.0,
+    mode: Annotated[str, option(help="exp or linear.")] = "exp",
+    replicates: Annotated[int, option(help="Sweeps, each with its own seed and weight decay.")] = 3,
+    seed: Annotated[int, option(help="Seeds of the sweeps follow from it.")] = 0,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write the figure as an HTML page.")
+        Path | None, option("--output", "-o", help="Write the figure as an HTML page.")
     ] = None,
     format: Format = "table",
 ) -> None:
     """Find max_lr by learning-rate range tests alone; about 100 training steps each."""
-    from hpsched import lr_curve
+    from hpsched import cycle, lr_curve
     from hpsched import objective as objectives
     from hpsched.suggest import find_lr
 
     function = objectives.load(train)
-    with state.err.status(f"{replicates} sweeps of {num_iter} steps"):
-        tests = find_lr(
-            function,
-            num_iter=num_iter,
-            start_lr=start_lr,
-            end_lr=end_lr,
-            mode=mode,
-            replicates=replicates,
-            seed=seed,
-        )
+    _check_output(output)
+    options = {
+        "num_iter": num_iter, "start_lr": start_lr, "end_lr": end_lr, "mode": mode,
+        "replicates": replicates, "seed": seed,
+    }  # fmt: skip
+    with progress_line(state.err) as draw:
+        cycle.observer.set(lambda at: draw("", at))
+        try:
+            tests = find_lr(function, **options)  # type: ignore[arg-type]
+        except HpschedError:
+            raise
+        except Exception as error:
+            raise TrainingError(
+                f"{train!r} failed: {objectives.describe(error)}. lr-find calls it with a Cycle: "
+                "name your train(cycle), not the objective; --debug shows the traceback."
+            ) from error
     found = lr_curve.pool(tests)
-    if output is not None:
-        from hpsched.figures import range_test_figure
-
-        _write_figure(range_test_figure(tests, found), output)
     data = {
         "max_lr": found.centre,
         "low": found.low,
@@ -72,16 +74,21 @@ def lr_find(
         ],
     }
     show(data, format, lambda: _lr_table(data))
+    if output is not None:
+        from hpsched.range_test_figure import range_test_figure
+
+        _write_figure(range_test_figure(tests, found), output)
+        hint(f"Wrote {escape(str(output))}")
     if not found.reliable:
         hint(f"[yellow]Not reliable:[/] {found.reason}")
 
 
 def _lr_table(data: dict[str, Any]) -> Table:
-    table = Table(box=box.SIMPLE, pad_edge=False, caption=data["reason"])
+    table = Table(box=box.SIMPLE, pad_edge=False, caption=escape(data["reason"]))
     columns = ("suggestion", "steepest", "minimum", "diverged", "weight_decay", "seed")
     table.add_column("")
     for name in columns:
-        table.add_column(name, justify="right")
+        table.add_column(name.replace("_", " "), justify="right")
     for index, row in enumerate(data["replicates"]):
         values = [number(row[name]) for name in columns[:-1]]
         table.add_row(f"sweep {index + 1}", *values, str(row["seed"]))
@@ -115,9 +122,9 @@ def schedule_plot(
     names: Annotated[
         list[str] | None, typer.Argument(help="Schedules to draw; all when none is named.")
     ] = None,
-    total_steps: Annotated[int, typer.Option(help="Steps to draw.", min=3)] = 1000,
-    max_lr: Annotated[float, typer.Option(help="Peak rate.")] = 1.0,
-    output: Annotated[Path, typer.Option("--output", "-o", help="HTML page to write.")] = Path(
+    total_steps: Annotated[int, option(help="Steps to draw.", min=3)] = 1000,
+    max_lr: Annotated[float, option(help="Peak rate.")] = 1.0,
+    output: Annotated[Path, option("--output", "-o", help="HTML page to write.")] = Path(
         "schedules.html"
     ),
 ) -> None:
@@ -132,6 +139,17 @@ def schedule_plot(
         )
     figure = schedule_gallery(names or list(GALLERY), total_steps=total_steps, max_lr=max_lr)
     _write_figure(figure, output)
+    typer.echo(output)
+
+
+def _check_output(output: Path | None) -> None:
+    """Refuse a path that cannot be written before the work rather than after it."""
+    if output is None:
+        return
+    if output.is_dir():
+        raise UsageError(f"Cannot write {output}: it is a folder. Name a file in it.")
+    if not output.absolute().parent.is_dir():
+        raise UsageError(f"Cannot write {output}: its folder does not exist. Create it first.")
 
 
 def _write_figure(figure: Any, output: Path) -> None:
@@ -139,14 +157,13 @@ def _write_figure(figure: Any, output: Path) -> None:
         figure.write_html(output, include_plotlyjs=True)
     except OSError as error:
         raise UsageError(f"Cannot write {output}: {error.strerror}. Choose another -o.") from None
-    hint(f"Wrote {output}")
 
 
 @app.command(epilog="Example: hpsched dashboard --port 8080")
 def dashboard(
     storage: Storage = None,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65_535)] = 8080,
+    host: Annotated[str, option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, option(help="Port to listen on.", min=1, max=65_535)] = 8080,
 ) -> None:
     """Start the Optuna Dashboard on a storage, on this machine only unless told otherwise.
 
@@ -166,7 +183,7 @@ def dashboard(
         optuna_dashboard.run_server(held, host=host, port=port)
     except OSError as error:
         raise UsageError(
-            f"Cannot listen on {host}:{port}: {error.strerror}. Choose another --port."
+            f"Cannot listen on {host}:{port}: {error.strerror}. Choose another --port or --host."
         ) from None
 
 
@@ -174,10 +191,10 @@ def dashboard(
 def doctor(
     storage: Storage = None,
     study: Annotated[
-        str | None, typer.Option(help="Check this study too: settings, records, objective.")
+        str | None, option(help="Check this study too: settings, records, objective.")
     ] = None,
     objective: Annotated[
-        str | None, typer.Option("--objective", "-o", help="Check this module:function.")
+        str | None, option("--objective", "-o", help="Check this module:function.")
     ] = None,
     format: Format = "table",
 ) -> None:
@@ -190,7 +207,7 @@ def doctor(
         made = Table(box=box.SIMPLE, pad_edge=False, show_header=False)
         for finding in findings:
             mark = "[green]ok[/]" if finding.ok else "[bold red]wrong[/]"
-            made.add_row(mark, finding.what, finding.detail)
+            made.add_row(mark, escape(finding.what), escape(finding.detail))
         return made
 
     show([finding.__dict__ for finding in findings], format, table)

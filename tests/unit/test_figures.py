@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 import pytest
 import report_studies
 
-from hpsched import evidence, figure_data, figures, lr_curve, schedules
+from hpsched import evidence, figure_data, figure_style, figures, lr_curve, schedules
 from hpsched.errors import UsageError
 from hpsched.figure_style import RED
 from hpsched.present import number
@@ -296,7 +296,7 @@ def test_curves_show_the_best_full_cycles_loss_first() -> None:
     ],
 )
 def test_log_axes_have_a_few_round_numbers(low: float, high: float, expected: list[float]) -> None:
-    assert figure_data.round_numbers(low, high) == expected
+    assert figure_style.round_numbers(low, high) == expected
 
 
 def test_no_button_sends_a_chart_to_plotlys_cloud() -> None:
