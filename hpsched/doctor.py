@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 
 import optuna
+from optuna.trial import TrialState
 
 from hpsched import objective as objectives
+from hpsched import records
 from hpsched.errors import HpschedError
 from hpsched.ledger import read_runs
 from hpsched.storage import DEFAULT_URL, open_storage, redact, resolve_url
@@ -42,16 +45,16 @@ def examine(
         study: Also check this study's settings, records and objective.
         objective: Also check this ``module:function``.
     """
-    found = [
-        _try("versions", _versions),
-        _try("device", _device),
-        _try("storage", lambda: _storage(storage, needed=study is not None)),
-    ]
-    if study is not None:
-        found.append(_try(f"study {study}", lambda: _study(study, storage)))
-        found.append(_try("its objective", lambda: _objective_of(study, storage)))
+    database = _try("storage", lambda: _storage(storage, needed=study is not None))
+    found = [_try("versions", _versions), _try("device", _device), database]
+    if study is not None and database.ok:
+        found.append(_try("study", lambda: _opened(study, storage)))
+        if found[-1].ok:
+            found.append(_try("records", lambda: _records(study, storage)))
+            found.append(_try("trials", lambda: _trials(study, storage)))
+            found.append(_try("its objective", lambda: _objective_of(study, storage)))
     if objective is not None:
-        found.append(_try(f"objective {objective}", lambda: _objective(objective)))
+        found.append(_try("objective", lambda: _objective(objective)))
     return found
 
 
@@ -92,16 +95,38 @@ def _storage(url: str | None, *, needed: bool) -> str:
         return f"{DEFAULT_URL} (not there yet; `hpsched study create` makes it)"
     held = open_storage(resolved)
     count = len(held.get_all_studies())
-    return f"{redact(resolved)}: schema of Optuna {optuna.__version__}, {count} studies"
+    return f"{redact(resolved)}: schema of Optuna {optuna.__version__}, studies: {count}"
 
 
-def _study(name: str, url: str | None) -> str:
+def _opened(name: str, url: str | None) -> str:
     study = open_study(name, url)
-    runs = read_runs(study.get_trials(deepcopy=False))
+    return f"{name}, trials: {len(study.get_trials(deepcopy=False))}"
+
+
+def _records(name: str, url: str | None) -> str:
+    runs = read_runs(open_study(name, url).get_trials(deepcopy=False))
     broken = [text for run in runs for text in run.broken]
     if broken:
-        raise HpschedError("; ".join(broken))
-    return f"{len(runs)} trials, all records readable"
+        raise HpschedError("\n".join(broken))
+    return "all readable"
+
+
+def _trials(name: str, url: str | None) -> str:
+    runs = read_runs(open_study(name, url).get_trials(deepcopy=False))
+    failed = [run.trial for run in runs if run.trial.state == TrialState.FAIL]
+    diverged = [run.diverged for run in runs if run.diverged]
+    if failed and runs[-1].trial.state == TrialState.FAIL:
+        reason = failed[-1].user_attrs.get(records.ERROR, "no reason was stored")
+        raise HpschedError(
+            f"{len(failed)} failed, the last one with {reason}. They do not count towards the "
+            f"budget: mend the objective, then `hpsched worker attach {shlex.quote(name)}`."
+        )
+    if runs and len(diverged) == len(runs):
+        raise HpschedError(
+            f"all {len(runs)} diverged, the last one so: {diverged[-1]}. Give suggest_onecycle a "
+            "max_lr range that reaches lower, or look for a fault in the loss."
+        )
+    return f"{len(failed)} failed, {len(diverged)} diverged"
 
 
 def _objective_of(name: str, url: str | None) -> str:

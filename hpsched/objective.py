@@ -5,12 +5,16 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from hpsched.errors import ObjectiveError
+
+_HERE = str(Path(__file__).parent)
+_LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")})
 
 
 def load(spec: str) -> Callable[..., Any]:
@@ -62,9 +66,10 @@ def _import(source: str, spec: str) -> Any:
                 f"{name.replace('.', '/')}.py:{spec.rpartition(':')[2]}."
             ) from error
         raise ObjectiveError(
-            f"{spec!r} needs the module {error.name!r}, which is not installed here."
+            f"{spec!r} needs the module {error.name!r}, which is not installed here: install it, "
+            "or activate the environment that has it."
         ) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ObjectiveError(
             f"{spec!r} raised while it was imported: {describe(error)}. Mend it, and try "
             f"`python -c 'import {name}'`."
@@ -72,11 +77,22 @@ def _import(source: str, spec: str) -> Any:
 
 
 def describe(error: BaseException) -> str:
-    """One line: the exception, and the last line of code that raised it."""
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    """One line: the exception, and the last line of the user's own code on the way to it."""
     text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}{where}" if text else f"{type(error).__name__}{where}"
+    name = type(error).__name__
+    return f"{name}: {text}{_where(error)}" if text else f"{name}{_where(error)}"
+
+
+def _where(error: BaseException) -> str:
+    if isinstance(error, SyntaxError):  # its text says where, and no frame does
+        return ""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not _is_ours(f.filename)]
+    users = [frame for frame in frames if not frame.filename.startswith(_LIBRARIES)] or frames
+    return f" ({Path(users[-1].filename).name}:{users[-1].lineno})" if users else ""
+
+
+def _is_ours(filename: str) -> bool:
+    return filename.startswith(("<frozen", _HERE))
 
 
 def _is_function(value: Any, module: Any) -> bool:

@@ -88,6 +88,8 @@ class _Record:
             RecordError: ``data`` is not such a record; ``where`` names the attribute.
         """
         try:
+            if not isinstance(data, Mapping):
+                raise TypeError(f"it is {data!r:.40}")
             record = cls(**data)
             record.check()
         except (TypeError, ValueError, KeyError, AttributeError) as error:

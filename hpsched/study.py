@@ -9,6 +9,7 @@ import csv
 import io
 import math
 import secrets
+import shlex
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -108,12 +109,24 @@ def create_study(
         study = optuna.create_study(study_name=name, storage=held, direction=direction)  # type: ignore[arg-type]
     except optuna.exceptions.DuplicatedStudyError:
         if skip_if_exists:
-            return open_study(name, storage)
+            return _existing(name, storage, settings)
         raise StudyExistsError(
             f"A study named {name!r} exists: choose another name, pass --skip-if-exists to go on "
             f"with it, or remove it with `hpsched study delete {name}`."
         ) from None
     study.set_user_attr(records.SETTINGS, settings.to_json())
+    return open_study(name, storage)
+
+
+def _existing(name: str, storage: str | None, settings: Settings) -> Study:
+    study = open_study(name, storage)
+    if read_settings(study) is None:
+        if study.get_trials(deepcopy=False):
+            raise StudyExistsError(
+                f"A study named {name!r} exists and was not created by hpsched: "
+                "choose another name."
+            )
+        study.set_user_attr(records.SETTINGS, settings.to_json())  # its creation was cut short
     return open_study(name, storage)
 
 
@@ -144,15 +157,21 @@ def open_study(name: str, storage: str | None = None, *, heartbeat: bool = False
     return study
 
 
-def make_sampler(settings: Settings | None) -> OneCycleSampler:
+def make_sampler(settings: Settings | None, trial: int | None = None) -> OneCycleSampler:
     """The sampler a study's settings ask for.
 
-    Its own random state is fresh in each worker: with the study's seed all workers would propose
-    the same. The runs' seeds come from the settings.
+    Args:
+        settings: The study's; None for a study made with plain Optuna.
+        trial: Number of the trial it is for. The draw then follows from the study's seed and
+            this number, whichever worker makes it: a study with one worker repeats exactly, and
+            several never propose the same. None seeds it afresh.
     """
     if settings is None:
         return OneCycleSampler()
-    base = BASE_SAMPLERS[settings.base_sampler](None)
+    seed = None if trial is None else records.derive_seed(settings.seed, trial, "sampler")
+    if settings.base_sampler == "qmc":  # one sequence, of which each trial takes the next point
+        seed = records.derive_seed(settings.seed, "sampler")
+    base = BASE_SAMPLERS[settings.base_sampler](seed)
     return OneCycleSampler(base, range_tests=settings.range_tests, seed=settings.seed)
 
 
@@ -209,12 +228,13 @@ def confirm(study: Study, *, top: int = 2, seeds: int = 3) -> int:
     """
     if top < 1 or seeds < 1:
         raise UsageError(f"top={top!r}, seeds={seeds!r}: both at least 1.")
+    _check_single(study)
     runs = ledger.read_runs(study.get_trials(deepcopy=False))
     chosen = ledger.rank(runs, study.direction, by_single_value=True)[:top]
     if not chosen:
         raise UsageError(
             f"Study {study.study_name!r} has no finished full cycle to confirm: "
-            f"run `hpsched worker attach {study.study_name}` first."
+            f"{_go_on(study)} first."
         )
     queue = [candidate.number for _ in range(seeds) for candidate in chosen]
     for number in queue:
@@ -237,17 +257,26 @@ def best(study: Study) -> Best:
     Raises:
         UsageError: No trial has finished a full cycle; several objectives.
     """
+    _check_single(study)
+    named = ledger.best_of(ledger.read_runs(study.get_trials(deepcopy=False)), study.direction)
+    if named is None:
+        raise UsageError(
+            f"Study {study.study_name!r} has no finished full cycle yet: {_go_on(study)}."
+        )
+    return named
+
+
+def _check_single(study: Study) -> None:
     if len(study.directions) > 1:
         raise UsageError(
             f"Study {study.study_name!r} has several objectives: see study.best_trials."
         )
-    named = ledger.best_of(ledger.read_runs(study.get_trials(deepcopy=False)), study.direction)
-    if named is None:
-        raise UsageError(
-            f"Study {study.study_name!r} has no finished full cycle yet: let its workers go on "
-            f"(hpsched worker attach {study.study_name}), or give it a larger budget."
-        )
-    return named
+
+
+def _go_on(study: Study) -> str:
+    if study.user_attrs.get(records.SETTINGS) is None:
+        return "run study.optimize with an objective that uses hpsched.suggest_onecycle"
+    return f"run `hpsched worker attach {shlex.quote(study.study_name)}`"
 
 
 # -- workers, as others see them -------------------------------------------------------------------

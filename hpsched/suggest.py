@@ -156,11 +156,11 @@ def rung_ladder(
     top = rungs - 1
     steps = [round(total_steps / reduction_factor ** (top - rung)) for rung in range(top)]
     kept = tuple((rung, n) for rung, n in enumerate(steps) if n >= min_steps)
-    if len(kept) < top:
+    if top and not kept:
         _warn_once(
-            f"total_steps={total_steps} leaves room for {len(kept) + 1} of {rungs} rungs: "
-            f"the shortest would have {steps[0]} steps, and min_steps is {min_steps}. "
-            "Going on without the shortest; pass rungs= or min_steps= to choose otherwise."
+            f"total_steps={total_steps} is too small for rungs: the longest short cycle would have "
+            f"{steps[-1]} steps, and min_steps is {min_steps}. Every trial runs in full; pass "
+            "rungs=1 to say so, or a smaller min_steps."
         )
     return (*kept, (top, int(total_steps)))
 

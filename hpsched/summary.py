@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -110,7 +111,12 @@ def summarise(study: Study, now: float | None = None) -> Summary:
     named = best_of(runs, study.direction) if len(study.directions) == 1 else None
     windows = _windows(trials, runs, study.directions)
     cost = total_cost(runs)
+    # A free worker finds nothing to do, and none is busy: confirmations may need less than planned.
+    busy = any(run.trial.state == TrialState.RUNNING for run in runs)
+    is_over = not busy and next_move(settings, runs, study.directions[0], now).what == "done"
     progress = _progress(settings, runs, now)
+    if progress is not None:
+        progress = 1.0 if is_over else min(progress, 0.99)
     return Summary(
         name=study.study_name,
         direction=study.directions[0].name.lower(),
@@ -132,7 +138,7 @@ def summarise(study: Study, now: float | None = None) -> Summary:
         progress=progress,
         eta=_eta(runs, progress, now),
         warnings=tuple(_warnings(runs, windows, workers, named, now)),
-        next_command=_next_command(study, settings, runs, workers, now),
+        next_command=_next_command(study, settings, runs, workers, is_over, now),
     )
 
 
@@ -236,12 +242,13 @@ def _next_command(
     settings: Settings | None,
     runs: Sequence[Run],
     workers: Mapping[str, WorkerRecord],
+    is_over: bool,
     now: float,
 ) -> str:
-    name = study.study_name
+    name = shlex.quote(study.study_name)
     if settings is None or len(study.directions) > 1:
         return f"hpsched study report {name}"
-    if next_move(settings, runs, study.direction, now).what != "done":
+    if not is_over:
         live = live_workers(workers, now)
         return f"hpsched study status {name} --watch" if live else f"hpsched worker attach {name}"
     named = best_of(runs, study.direction)

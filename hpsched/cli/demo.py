@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from hpsched.cli.app import app, hint, state
+from hpsched.cli.app import app, hint, option, state
 from hpsched.cli.screen import value_text
 from hpsched.errors import HpschedError, UsageError
 from hpsched.present import number
@@ -23,15 +23,15 @@ STUDY = "digits"
 
 @app.command(epilog="Example: hpsched demo --folder try-hpsched")
 def demo(
-    folder: Annotated[Path, typer.Option(help="Where to put the study and its report.")] = Path(
+    folder: Annotated[Path, option(help="Where to put the study and its report.")] = Path(
         "hpsched-demo"
     ),
-    cycles: Annotated[float, typer.Option(help="Budget in full cycles.")] = 20.0,
+    cycles: Annotated[float, option(help="Budget in full cycles.")] = 20.0,
     trials: Annotated[
-        int | None, typer.Option(help="Budget in search trials instead, for a quick look.")
+        int | None, option(help="Budget in search trials instead, for a quick look.")
     ] = None,
-    workers: Annotated[int, typer.Option(help="Workers side by side.", min=1)] = 2,
-    seed: Annotated[int, typer.Option(help="The study's seed.")] = 0,
+    workers: Annotated[int, option(help="Workers side by side.", min=1)] = 2,
+    seed: Annotated[int, option(help="The study's seed.")] = 0,
 ) -> None:
     """Search a recipe for a small CNN on scikit-learn's digits; a few minutes on two cores.
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -17,6 +20,9 @@ from hpsched.present import duration, mean_and_spread, number
 from hpsched.records import FIELDS, WorkerRecord
 from hpsched.study import live_workers
 from hpsched.summary import Summary
+
+if TYPE_CHECKING:
+    from hpsched.cycle import Progress as CycleProgress
 
 
 def status_screen(summary: Summary) -> RenderableType:
@@ -75,7 +81,7 @@ def _title(summary: Summary) -> Text:
         s = summary.settings
         limit = (
             f"{number(s.cycles)} full cycles" if s.cycles is not None
-            else f"{s.trials} trials" if s.trials is not None
+            else f"{s.trials} trial{'s' * (s.trials != 1)}" if s.trials is not None
             else duration(s.timeout)
         )  # fmt: skip
         budget = f"   budget {limit}, {summary.direction}, seed {s.seed}"
@@ -96,8 +102,12 @@ def _facts(summary: Summary) -> RenderableType:
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="bold")
     grid.add_column()
-    states = ", ".join(f"{n} {state}" for state, n in sorted(summary.states.items()))
-    extra = f", {summary.confirmations} confirmations" if summary.confirmations else ""
+    said = {"complete": "completed", "fail": "failed"}
+    states = ", ".join(f"{n} {said.get(s, s)}" for s, n in sorted(summary.states.items()))
+    diverged = sum(run.diverged is not None for run in summary.runs)
+    extra = f" ({diverged} diverged)" if diverged else ""
+    again = summary.confirmations
+    extra += f", {again} confirmation{'s' * (again != 1)}" if again else ""
     grid.add_row("trials", (states or "none yet") + extra)
     grid.add_row("best", value_text(summary.best) if summary.best else "no full cycle finished yet")
     grid.add_row("spent", _cost(summary.cost) + _parts(summary))
@@ -156,3 +166,35 @@ def _worker_row(worker: WorkerRecord) -> list[str]:
         number(worker.loss),
         str(worker.done),
     ]
+
+
+@contextmanager
+def progress_line(console: Console) -> Iterator[Callable[[str, CycleProgress], None]]:
+    """A line that shows the run in hand; on a terminal only, elsewhere the log has to do."""
+    if not console.is_terminal:
+        yield lambda _label, _at: None
+        return
+    screen = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        TextColumn("{task.completed:.0f}/{task.total:.0f} steps"),
+        TextColumn("{task.fields[detail]}"),
+        console=console,
+        transient=True,
+    )
+    task = screen.add_task("", visible=False, detail="")
+
+    def draw(label: str, at: CycleProgress) -> None:
+        what = at.kind.replace("_", " ") + (f" {at.rung}" if at.kind == "rung" else "")
+        loss = f", loss {number(at.loss)}" if at.loss is not None else ""
+        screen.update(
+            task,
+            description=label + what,
+            total=at.total_steps,
+            completed=at.step,
+            detail=f"rate {number(at.lr)}{loss}",
+            visible=True,
+        )
+
+    with screen:
+        yield draw

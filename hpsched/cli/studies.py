@@ -3,20 +3,39 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
+import warnings
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import optuna
 import typer
 from rich import box
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
-from hpsched.cli.app import Format, Name, Storage, app, hint, show, state
+from hpsched.cli.app import (
+    Format,
+    Name,
+    Storage,
+    app,
+    command_text,
+    hint,
+    option,
+    show,
+    state,
+    with_storage,
+)
 from hpsched.cli.screen import best_table, status_screen, value_text
 from hpsched.errors import UsageError
 from hpsched.present import number
+
+if TYPE_CHECKING:
+    from hpsched.summary import Summary
 
 study_app = typer.Typer(no_args_is_help=True, help="Create, watch, judge and remove studies.")
 app.add_typer(study_app, name="study")
@@ -46,36 +65,35 @@ def create(
     name: Name,
     objective: Annotated[
         str,
-        typer.Option(
+        option(
             "--objective",
             "-o",
             envvar="HPSCHED_OBJECTIVE",
+            show_envvar=True,
             help="The objective, as module:function or file.py:function.",
         ),
     ],
     storage: Storage = None,
-    direction: Annotated[str, typer.Option(help="minimize or maximize.")] = "minimize",
-    trials: Annotated[
-        int | None, typer.Option(help="Budget: search trials over all workers.")
-    ] = None,
+    direction: Annotated[str, option(help="minimize or maximize.")] = "minimize",
+    trials: Annotated[int | None, option(help="Budget: search trials over all workers.")] = None,
     cycles: Annotated[
         float | None,
-        typer.Option(help="Budget: full-cycle equivalents over all workers (default: 20)."),
+        option(help="Budget: full-cycle equivalents over all workers (default: 20)."),
     ] = None,
     timeout: Annotated[
-        str | None, typer.Option(help="Budget: wall time from the first trial on, e.g. 8h.")
+        str | None, option(help="Budget: wall time from the first trial on, e.g. 8h.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Default: drawn at random and stored.")] = None,
-    sampler: Annotated[
-        str, typer.Option(help="Base sampler: tpe, gp, qmc, cmaes or random.")
-    ] = "tpe",
-    range_tests: Annotated[int, typer.Option(help="Range-test replicates per context.")] = 3,
-    reduction_factor: Annotated[int, typer.Option(help="Ratio of successive rungs.")] = 3,
-    confirm_top: Annotated[int, typer.Option(help="Recipes to confirm at the end.")] = 2,
-    confirm_seeds: Annotated[int, typer.Option(help="Fresh seeds for each of them.")] = 3,
-    skip_if_exists: Annotated[bool, typer.Option(help="Accept an existing study.")] = False,
+    seed: Annotated[int | None, option(help="Default: drawn at random and stored.")] = None,
+    sampler: Annotated[str, option(help="Base sampler: tpe, gp, qmc, cmaes or random.")] = "tpe",
+    range_tests: Annotated[int, option(help="Range-test replicates per context.")] = 3,
+    reduction_factor: Annotated[int, option(help="Ratio of successive rungs.")] = 3,
+    confirm_top: Annotated[int, option(help="Recipes to confirm at the end.")] = 2,
+    confirm_seeds: Annotated[int, option(help="Fresh seeds for each of them.")] = 3,
+    skip_if_exists: Annotated[
+        bool, option("--skip-if-exists", help="Accept an existing study, as it is.")
+    ] = False,
     check: Annotated[
-        bool, typer.Option(help="Import the objective once, to see that it is there.")
+        bool, option("--check/--no-check", help="Import the objective once, to see that it works.")
     ] = True,
 ) -> None:
     """Create a study: what to run, and how much of it."""
@@ -101,7 +119,21 @@ def create(
         skip_if_exists=skip_if_exists,
     )
     typer.echo(study.study_name)
-    hint(f"Next, on every node that shall work: [bold cyan]hpsched worker attach {name}[/]")
+    if skip_if_exists:
+        _note_kept(study, objective=objective, trials=trials, cycles=cycles)
+    attach = command_text(f"hpsched worker attach {shlex.quote(name)}", storage)
+    hint(f"Next, on every node that shall work: {attach}")
+
+
+def _note_kept(study: optuna.Study, **wanted: Any) -> None:
+    """An existing study keeps its settings: say so where they are not those asked for."""
+    from hpsched.study import read_settings
+
+    settings = read_settings(study)
+    for key, value in wanted.items():
+        kept = getattr(settings, key)
+        if value is not None and value != kept:
+            hint(f"[yellow]Note:[/] the study exists and keeps {key}={escape(str(kept))}.")
 
 
 @study_app.command("list", epilog="Example: hpsched study list -f json")
@@ -129,7 +161,7 @@ def list_(storage: Storage = None, format: Format = "table") -> None:
         for column in rows[0]:
             made.add_column(column, justify="right" if column == "trials" else "left")
         for row in rows:
-            made.add_row(*("–" if value is None else str(value) for value in row.values()))
+            made.add_row(*("–" if v is None else escape(str(v)) for v in row.values()))
         return made
 
     show(rows, format, table)
@@ -139,41 +171,52 @@ def list_(storage: Storage = None, format: Format = "table") -> None:
 def status(
     name: Name,
     storage: Storage = None,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Refresh until Ctrl-C.")] = False,
-    interval: Annotated[float, typer.Option(help="Seconds between refreshes.", min=0.2)] = 2.0,
+    watch: Annotated[
+        bool, option("--watch", "-w", help="Refresh until the study is done.")
+    ] = False,
+    interval: Annotated[float, option(help="Seconds between refreshes.", min=0.2)] = 2.0,
     format: Format = "table",
 ) -> None:
     """How a study stands: rungs, workers, best ± seed spread, cost, and what to do next."""
     from hpsched.study import open_study
-    from hpsched.summary import summarise
 
     study = open_study(name, storage)
     if not watch:
-        summary = summarise(study)
+        summary = _summary(study, storage)
         show(summary.to_json(), format, lambda: status_screen(summary))
         return
     if format != "table":
         raise UsageError("--watch draws a screen: leave --format out, or call it repeatedly.")
-    if not state.out.is_terminal:  # logs and CI: one report after the other, as plain lines
-        while (summary := summarise(study)).progress != 1.0:
-            state.out.print(status_screen(summary))
-            time.sleep(interval)
-        state.out.print(status_screen(summary))
-        return
-    with Live(console=state.out, screen=False, auto_refresh=False) as live:
+    # Logs and CI get one report after the other, as plain lines.
+    live = Live(console=state.out, auto_refresh=False) if state.out.is_terminal else None
+    with live or nullcontext():
         while True:
-            summary = summarise(study)
-            live.update(status_screen(summary), refresh=True)
+            summary = _summary(study, storage)
+            if "--watch" in summary.next_command:  # the reader is doing it
+                summary = replace(summary, next_command="")
+            if live:
+                live.update(status_screen(summary), refresh=True)
+            else:
+                state.out.print(status_screen(summary))
+            if summary.progress == 1.0:
+                return
             time.sleep(interval)
+
+
+def _summary(study: optuna.Study, storage: str | None) -> Summary:
+    from hpsched.summary import summarise
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the summary names what it could not read
+        found = summarise(study)
+    return replace(found, next_command=with_storage(found.next_command, storage))
 
 
 @study_app.command(epilog="Example: hpsched study best resnet --format torch")
 def best(
     name: Name,
     storage: Storage = None,
-    format: Annotated[
-        str, typer.Option("--format", "-f", help="table, torch, json or yaml.")
-    ] = "table",
+    format: Annotated[str, option("--format", "-f", help="table, torch, json or yaml.")] = "table",
 ) -> None:
     """The best recipe: its values, how good it is on fresh seeds, and code to paste."""
     from hpsched.ledger import best_json, optimizer_name, read_runs
@@ -189,14 +232,14 @@ def best(
     else:
         show(best_json(found), format, lambda: best_table(found))
     if found.hint:
-        hint(f"[yellow]Note:[/] {found.hint}")
+        hint(f"[yellow]Note:[/] {escape(found.hint)}")
 
 
 @study_app.command(epilog="Example: hpsched study report resnet -o report.html")
 def report(
     name: Name,
     storage: Storage = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write it.")] = Path(
+    output: Annotated[Path, option("--output", "-o", help="Where to write it.")] = Path(
         "report.html"
     ),
 ) -> None:
@@ -212,8 +255,8 @@ def report(
 def confirm(
     name: Name,
     storage: Storage = None,
-    top: Annotated[int, typer.Option(help="How many of the best recipes.")] = 2,
-    seeds: Annotated[int, typer.Option(help="Fresh seeds for each.")] = 3,
+    top: Annotated[int, option(help="How many of the best recipes.")] = 2,
+    seeds: Annotated[int, option(help="Fresh seeds for each.")] = 3,
 ) -> None:
     """Queue the best recipes again with fresh seeds; workers run them even on a spent budget."""
     from hpsched.study import confirm as confirm_study
@@ -221,7 +264,8 @@ def confirm(
 
     queued = confirm_study(open_study(name, storage), top=top, seeds=seeds)
     typer.echo(queued)
-    hint(f"{queued} full cycles queued. Next: [bold cyan]hpsched worker attach {name}[/]")
+    attach = command_text(f"hpsched worker attach {shlex.quote(name)}", storage)
+    hint(f"{queued} full cycles queued. Next: {attach}")
 
 
 @study_app.command(epilog="Example: hpsched study export resnet > resnet.json")
@@ -229,9 +273,9 @@ def export(
     name: Name,
     storage: Storage = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="A file instead of stdout.")
+        Path | None, option("--output", "-o", help="A file instead of stdout.")
     ] = None,
-    format: Annotated[str, typer.Option("--format", "-f", help="json or csv.")] = "json",
+    format: Annotated[str, option("--format", "-f", help="json or csv.")] = "json",
 ) -> None:
     """Every trial with all records as JSON, or one line a trial as CSV."""
     from hpsched.study import export_csv, export_study, open_study
@@ -258,16 +302,25 @@ def export(
 def delete(
     name: Name,
     storage: Storage = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Remove a study with all its trials. Export it first if in doubt."""
     from hpsched.study import delete_study, open_study
 
     trials = len(open_study(name, storage).get_trials(deepcopy=False))
-    if not yes:
-        typer.confirm(f"Remove study {name!r} with {trials} trials for good?", abort=True, err=True)
+    if not (yes or _agrees(f"Remove study {name!r} with {trials} trials for good?")):
+        hint("Nothing was removed. Without a terminal to ask on, pass --yes.")
+        raise typer.Exit(1)
     delete_study(name, storage)
-    hint(f"Removed {name!r} with {trials} trials.")
+    hint(f"Removed {escape(repr(name))} with {trials} trials.")
+
+
+def _agrees(question: str) -> bool:
+    try:
+        return typer.confirm(question, err=True)
+    except typer.Abort:  # Ctrl-C, or nobody there to answer
+        typer.echo(err=True)
+        return False
 
 
 def one_line(summary: Any) -> str:

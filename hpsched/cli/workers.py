@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import signal
-from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+import shlex
 
 import typer
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.markup import escape
 
-from hpsched.cli.app import Name, Storage, app, hint, state
+from hpsched.cli.app import Name, Storage, app, command_text, hint, state
+from hpsched.cli.screen import progress_line
 from hpsched.cli.studies import one_line
-from hpsched.present import number
-
-if TYPE_CHECKING:
-    from hpsched.cycle import Progress as CycleProgress
 
 worker_app = typer.Typer(no_args_is_help=True, help="Work on studies.")
 app.add_typer(worker_app, name="worker")
@@ -37,9 +32,8 @@ def attach(name: Name, storage: Storage = None) -> None:
     from hpsched.worker import Worker
 
     study = open_study(name, storage, heartbeat=True)
-    screen = _screen() if state.err.is_terminal else None
-    with screen or nullcontext():
-        worker = Worker(study, on_progress=_drawer(screen) if screen else None)
+    with progress_line(state.err) as draw:
+        worker = Worker(study, on_progress=lambda trial, at: draw(f"trial {trial}: ", at))
         ended = worker.run()
     counts = {
         "completed": ended.done,
@@ -49,39 +43,9 @@ def attach(name: Name, storage: Storage = None) -> None:
     }
     typer.echo(", ".join(f"{count} {what}" for what, count in counts.items()))
     summary = summarise(study)
-    hint(f"{name}: {one_line(summary)}")
-    if ended.interrupted:
-        hint(
-            f"Interrupted; nothing is lost. Go on with: [bold cyan]hpsched worker attach {name}[/]"
-        )
-        raise typer.Exit(128 + signal.SIGINT)
-    hint(f"Next: [bold cyan]{summary.next_command}[/]")
-
-
-def _screen() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed:.0f}/{task.total:.0f} steps"),
-        TextColumn("{task.fields[detail]}"),
-        console=state.err,
-        transient=True,
-    )
-
-
-def _drawer(screen: Progress) -> Any:
-    task = screen.add_task("starting", total=None, visible=False, detail="")
-
-    def draw(trial: int, at: CycleProgress) -> None:
-        what = at.kind.replace("_", " ") + (f" {at.rung}" if at.kind == "rung" else "")
-        loss = f", loss {number(at.loss)}" if at.loss is not None else ""
-        screen.update(
-            task,
-            description=f"trial {trial}: {what}",
-            total=at.total_steps,
-            completed=at.step,
-            detail=f"rate {number(at.lr)}{loss}",
-            visible=True,
-        )
-
-    return draw
+    hint(escape(f"{name}: {one_line(summary)}"))
+    if ended.signal is not None:
+        again = command_text(f"hpsched worker attach {shlex.quote(name)}", storage)
+        hint(f"Interrupted; nothing is lost. Go on with: {again}")
+        raise typer.Exit(128 + ended.signal)
+    hint(f"Next: {command_text(summary.next_command, storage)}")

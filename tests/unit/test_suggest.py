@@ -299,7 +299,7 @@ def test_rung_ladder(steps: int, kwargs: dict[str, int], expected: object) -> No
 
 def test_too_few_steps_for_rungs_is_said_once() -> None:
     suggest._warn_once.cache_clear()
-    with pytest.warns(UserWarning, match="total_steps=41 leaves room for 1 of 3 rungs"):
+    with pytest.warns(UserWarning, match="total_steps=41 is too small for rungs"):
         rung_ladder(41)
 
 
