@@ -14,7 +14,7 @@ PYTEST_ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
-INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+INSTALL := $(BIN)/python -m pip install -qq --constraint constraints.txt
 CORE := not slow and not gpu and not browser and not mariadb
 
 .PHONY: demo test test-all lint venv clean

@@ -118,8 +118,8 @@ def _trials(name: str, url: str | None) -> str:
     if failed and runs[-1].trial.state == TrialState.FAIL:
         reason = failed[-1].user_attrs.get(records.ERROR, "no reason was stored")
         raise HpschedError(
-            f"{len(failed)} failed, the last one with {reason}. They do not count towards the "
-            f"budget: mend the objective, then `hpsched worker attach {shlex.quote(name)}`."
+            f"{len(failed)} failed, the last one with {reason}. They do not count as "
+            f"trials: mend the objective, then `hpsched worker attach {shlex.quote(name)}`."
         )
     if runs and len(diverged) == len(runs):
         raise HpschedError(
@@ -137,5 +137,5 @@ def _objective_of(name: str, url: str | None) -> str:
 
 
 def _objective(spec: str) -> str:
-    function = objectives.load(spec)
+    function = objectives.load_objective(spec)
     return f"{spec}: imports ({type(function).__name__})"

@@ -72,6 +72,13 @@ def pool(found: Sequence[SweepRecord]) -> Evidence | None:
     )
 
 
+def doubt(found: Sequence[SweepRecord]) -> str | None:
+    """Why these range tests deserve less than full trust; None when all are reliable."""
+    if not found or all(range_test(record).reliable for record in found):
+        return None
+    return _pool(tuple(range_test(record) for record in found)).reason
+
+
 @functools.lru_cache(maxsize=256)
 def _pool(tests: tuple[lr_curve.RangeTest, ...]) -> lr_curve.Proposal:
     # Each proposal of a trial asks again; the replicates hardly ever change.

@@ -11,7 +11,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from optuna.study import StudyDirection
@@ -234,6 +234,7 @@ class Candidate:
         found: The value it was found with: selected, so biased; left out of the mean once there
             are fresh ones.
         fresh: Values on fresh seeds.
+        own: Those of ``params`` that the user's objective suggested beside the recipe.
     """
 
     number: int
@@ -243,6 +244,7 @@ class Candidate:
     total_steps: int | None
     found: float
     fresh: tuple[float, ...] = ()
+    own: dict[str, Any] = field(default_factory=dict)
 
     @property
     def values(self) -> tuple[float, ...]:
@@ -352,6 +354,7 @@ def _candidate(run: Run, fresh: Sequence[float]) -> Candidate:
         total_steps=run.recipe.total_steps,
         found=run.trial.values[0],
         fresh=tuple(fresh),
+        own={k: v for k, v in run.trial.params.items() if k not in run.recipe.names},
     )
 
 

@@ -66,7 +66,7 @@ _ROUNDING = 1e-7  # differences below this share of the loss are float32 roundin
 # ------------------------------------------------------------------ records
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class RangeTest:
     """One learning-rate sweep: the raw curve, and what it says.
 
@@ -157,6 +157,10 @@ class RangeTest:
     def _reach(self) -> float:
         """Factor from the suggestion to either end of the window, before the cut."""
         return max(WINDOW, math.sqrt((self.lr_minimum or 1.0) / (self.lr_steepest or 1.0)))
+
+    def __repr__(self) -> str:
+        at = "nothing" if self.suggestion is None else f"{self.suggestion:.3g}"
+        return f"<RangeTest of {len(self.losses)} steps suggests {at}: {self.reason}>"
 
     def figure(self) -> go.Figure:
         """Draw the raw and smoothed curve with the rules' rates (needs plotly)."""
@@ -380,7 +384,11 @@ def _too_short(n: int, run: int) -> str:
             "the first loss is not finite, before any rate was applied: check the data, the "
             "initialisation and the precision"
         )
-    cause = "before the loss became non-finite: lower start_lr" if n < run else ": use more steps"
+    cause = (
+        "before the loss became non-finite: lower start_lr"
+        if n < run
+        else ": use more steps (num_iter)"
+    )
     return f"only {n} losses (a curve needs {MIN_POINTS}) {cause}".replace(" :", ":")
 
 
@@ -388,11 +396,11 @@ def _no_descent(diverged: float | None) -> str:
     if diverged is not None:
         return (
             f"the loss never falls significantly before it diverges at {diverged:.3g}: "
-            "lower start_lr, or use more steps or a larger batch"
+            "lower start_lr, or use more steps (num_iter) or a larger batch"
         )
     return (
         "the loss never falls significantly (flat, or only noise): check that the optimizer "
-        "steps the model, raise end_lr, or use more steps or a larger batch"
+        "steps the model, raise end_lr, or use more steps (num_iter) or a larger batch"
     )
 
 
@@ -463,9 +471,11 @@ def _fallback(tests: Sequence[RangeTest], edge: float | None) -> Proposal:
         low, high = min(low, edge / WINDOW**2), min(high, EDGE * edge)
     if low >= high:
         low, high = low / WINDOW, low * WINDOW
+    # Three octaves below divergence rather than the middle of a sweep of decades.
+    centre = math.sqrt(low * high) if edge is None else max(edge / 8, math.sqrt(low * edge / 8))
     reasons = "; ".join(dict.fromkeys(t.reason for t in tests))
     return Proposal(
-        centre=math.sqrt(low * high),
+        centre=centre,
         low=low,
         high=high,
         lr_diverged=edge,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import sys
 import sysconfig
 import traceback
@@ -42,6 +43,25 @@ def load(spec: str) -> Callable[..., Any]:
     if not callable(function):
         raise ObjectiveError(f"{spec!r} is {type(function).__name__}, not a function.")
     return function  # type: ignore[no-any-return]
+
+
+def load_objective(spec: str) -> Callable[..., Any]:
+    """:func:`load`, for ``objective(trial)``.
+
+    Raises:
+        ObjectiveError: As :func:`load`; or it is a ``train(cycle)``.
+    """
+    function = load(spec)
+    try:
+        first = next(iter(inspect.signature(function).parameters), "")
+    except (TypeError, ValueError):  # a callable that does not say
+        return function
+    if first == "cycle":
+        raise ObjectiveError(
+            f"{spec!r} takes a cycle: it is a train(cycle), to be called by an objective(trial) "
+            "such as `return hpsched.suggest_onecycle(trial, total_steps=3_000).run(train)`."
+        )
+    return function
 
 
 def _import(source: str, spec: str) -> Any:

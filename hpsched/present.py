@@ -74,10 +74,12 @@ def torch_snippet(best: Best, optimizer: str = "SGD") -> str:
     recipe = best.recipe
     kind = optimizer if optimizer in _KNOWN else "SGD"
     values = {field: repr(float(value)) for field, value in recipe.items()}
+    own = ", ".join(f"{name}={value!r}" for name, value in best.own.items())
     seeds = f"{best.seeds} {'fresh ' if best.confirmed else ''}seed{'s' if best.seeds > 1 else ''}"
     lines = [
         f"# hpsched, trial {best.number}: {mean_and_spread(best)} over {seeds}",
-        *([] if kind in _BETAS else ["# AdamW and kin: betas=(max_momentum, 0.999), no momentum"]),
+        *([f"# goes with your own {own}"] if own else []),
+        "# arguments that are not listed, and parameter groups: as in your train",
         *([] if best.total_steps else ["total_steps = ...  # optimizer steps of your run"]),
         f"optimizer = torch.optim.{kind}(",
         "    model.parameters(),",

@@ -40,6 +40,7 @@ from optuna.trial import FrozenTrial, TrialState
 from hpsched import evidence, records
 from hpsched.errors import RecordError, UsageError
 from hpsched.records import RecipeSpace
+from hpsched.storage import exclusive
 
 #: The recipe that fast.ai made popular; the first real trial uses it at the proposed rate.
 STANDARD_RECIPE = {
@@ -223,8 +224,7 @@ class OneCycleSampler(BaseSampler):
         if key not in self._draws:
             trials = _trials(study)
             where = coordinates(trials, recipe, study.directions)
-            if _is_first(trials, trial):
-                study._storage.set_trial_user_attr(trial._trial_id, records.STANDARD, True)
+            if _takes_standard(study, trials, trial):
                 values = where.standard()
             else:
                 values = where.from_search(self._sample(study, trial, where))
@@ -318,6 +318,17 @@ def _spaces(trial: FrozenTrial) -> list[RecipeSpace]:
     except RecordError as error:
         evidence._warn_once(str(error))
         return []
+
+
+def _takes_standard(study: Study, trials: Sequence[FrozenTrial], trial: FrozenTrial) -> bool:
+    """Whether this trial plays the standard recipe; workers that draw at once agree on one."""
+    if not _is_first(trials, trial):
+        return False
+    with exclusive(study._storage, study.study_name):
+        first = _is_first(_trials(study), trial)
+        if first:
+            study._storage.set_trial_user_attr(trial._trial_id, records.STANDARD, True)
+    return first
 
 
 def _is_first(trials: Sequence[FrozenTrial], trial: FrozenTrial) -> bool:

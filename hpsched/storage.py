@@ -82,6 +82,10 @@ def resolve_url(url: str | None = None) -> str:
             f"{redact(text)!r} is not a storage URL. Use sqlite:///file.db, "
             "postgresql+psycopg://user@host/database or mysql+pymysql://user@host/database."
         ) from None
+    if "@" in (parsed.host or ""):
+        raise UsageError(
+            f"{redact(text)!r} has two @: write one in the user name or password as %40."
+        )
     if parsed.drivername in _DRIVERS:
         parsed = parsed.set(drivername=_DRIVERS[parsed.drivername])
     if parsed.get_backend_name() not in ("sqlite", "postgresql", "mysql"):
@@ -391,11 +395,11 @@ def _file_lock(path: str) -> Iterator[None]:
 def _server_lock(engine: sqlalchemy.Engine, name: str) -> Iterator[None]:
     key = hashlib.blake2b(f"hpsched/{engine.url.database}/{name}".encode(), digest_size=8).digest()
     with engine.connect() as connection:
-        if engine.dialect.name == "postgresql":
-            _take_on_postgresql(connection, int.from_bytes(key, signed=True))
-        else:
-            _take_on_mysql(connection, key.hex())
         try:
+            if engine.dialect.name == "postgresql":
+                _take_on_postgresql(connection, int.from_bytes(key, signed=True))
+            else:
+                _take_on_mysql(connection, key.hex())
             yield
         finally:
             # A connection that was lost meanwhile has taken the lock with it; what was done under

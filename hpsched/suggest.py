@@ -343,12 +343,14 @@ class OneCycle:
                 return value
             self._report(record.value, rung)
             is_last = rung == max(rungs)
-            climbed = f"{records.RUNG}{rung + 1}" in trial.user_attrs
-            if not is_last and not climbed and trial.should_prune():
+            if is_last or f"{records.RUNG}{rung + 1}" in trial.user_attrs:
+                continue
+            if trial.should_prune():
                 raise optuna.TrialPruned(
                     f"rung {rung} ({steps} steps) gave {record.value:.6g}: not in the best "
                     "share of the trials that reached it"
                 )
+            logger.info("trial %d: rung %d gave %.6g, climbs on", trial.number, rung, record.value)
         return value
 
     def _confirm(self, train: Train) -> float:

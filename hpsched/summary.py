@@ -216,9 +216,9 @@ def _warnings(
         yield from run.broken
     yield from _failure_warnings(runs)
     for key in windows:
-        found = evidence.pool([r.sweep for r in runs if r.sweep and r.sweep.context_key == key])
-        if found and not found.proposal.reliable:
-            yield f"range test{f' ({key})' if key else ''}: {found.proposal.reason}"
+        doubt = evidence.doubt(evidence.of_context([run.trial for run in runs], key))
+        if doubt:
+            yield f"range test{f' ({key})' if key else ''}: {doubt}"
     for worker in workers.values():
         silent = now - worker.seen
         if worker.state == "running" and silent >= WORKER_GONE_SECONDS:

@@ -42,7 +42,13 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from hpsched import objective as objectives
 from hpsched import records
-from hpsched.errors import HpschedError, StorageError, TrainingError, UsageError
+from hpsched.errors import (
+    HpschedError,
+    StorageError,
+    StudyNotFoundError,
+    TrainingError,
+    UsageError,
+)
 from hpsched.ledger import next_move, read_runs
 from hpsched.records import WorkerRecord
 from hpsched.storage import backend_of, exclusive, patiently, redact
@@ -55,7 +61,8 @@ logger = logging.getLogger("hpsched.worker")
 
 PROGRESS_SECONDS = 2.0
 FAILURES_IN_A_ROW = 3
-_DATABASE_ERRORS = (SQLAlchemyError, optuna.exceptions.StorageInternalError)
+# The database is away, or the study was deleted: the main thread sees to it, signs of life wait.
+_NO_ANSWER = (SQLAlchemyError, optuna.exceptions.StorageInternalError, KeyError)
 
 
 Outcome = float | Exception | SystemExit | None  # of a trial; None: interrupted
@@ -108,7 +115,7 @@ class Worker:
     ) -> None:
         self._study = study
         self._settings = read_settings(study)
-        self._objective = objective or objectives.load(self._spec())
+        self._objective = objective or objectives.load_objective(self._spec())
         self._on_progress = on_progress
         self._id = uuid.uuid4().hex[:12]
         self._record = WorkerRecord(
@@ -133,6 +140,7 @@ class Worker:
         Raises:
             TrainingError: The objective broke its contract, or failed three times in a row.
             StorageError: The database stayed away for ten minutes.
+            StudyNotFoundError: The study was deleted meanwhile.
         """
         with self._signals(), warnings.catch_warnings():
             # We beat ourselves: Study.optimize's thread dies at its first database error.
@@ -144,6 +152,10 @@ class Worker:
                         self._work_on(trial)
                     elif patiently(self._others_live, "looking for other workers"):
                         break
+            except KeyError:  # Optuna's word for what is not there; the objective's end elsewhere
+                raise StudyNotFoundError(
+                    f"Study {self._study.study_name!r} was deleted while this worker was at work."
+                ) from None
             finally:
                 self._show(state="stopped", trial=None)
         return replace(self._ended, signal=self._stop)
@@ -213,6 +225,7 @@ class Worker:
         """
         storage = _database(self._study)
         first: dict[str, float] = {}
+        speak_at = time.monotonic() + 2 * PROGRESS_SECONDS
         while storage is not None and self._stop is None:
             running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
             workers = read_workers(self._study.user_attrs)
@@ -222,6 +235,10 @@ class Worker:
                 break
             if storage._get_stale_trial_ids(self._study._study_id):
                 return False
+            if time.monotonic() >= speak_at:
+                numbers = ", ".join(str(trial.number) for trial in running)
+                logger.info("waiting for a sign of life from the worker of trial %s", numbers)
+                speak_at = math.inf
             time.sleep(PROGRESS_SECONDS / 4)
         return True
 
@@ -317,7 +334,7 @@ class Worker:
         self._failures += 1
         if isinstance(error, HpschedError):  # every trial would fail the same way
             error.add_note(
-                f"Trial {trial.number} failed and does not count towards the budget: "
+                f"Trial {trial.number} failed; it does not count as a trial, though its steps do: "
                 "mend the objective and attach again."
             )
             raise error
@@ -325,7 +342,7 @@ class Worker:
         if self._failures >= FAILURES_IN_A_ROW:
             raise TrainingError(
                 f"{self._failures} trials failed in a row, the last with {reason}. They do not "
-                "count towards the budget; mend the objective and attach again."
+                "count as trials, though their steps do: mend the objective and attach again."
             ) from error
 
     def _count(self, **more: int) -> None:
@@ -360,7 +377,7 @@ class Worker:
             beaten = time.monotonic()
             while not over.wait(min(PROGRESS_SECONDS, interval)):
                 # The database may be away for minutes: the next beat tries again.
-                with suppress(*_DATABASE_ERRORS):
+                with suppress(*_NO_ANSWER):
                     if time.monotonic() - beaten >= interval:
                         if not self._is_ours(trial):
                             self._lost = True
@@ -393,7 +410,7 @@ class Worker:
             done=self._ended.done + self._ended.pruned + self._ended.confirmed,
             failed=self._ended.failed,
         )
-        with suppress(*_DATABASE_ERRORS):
+        with suppress(*_NO_ANSWER):
             backend_of(self._study._storage).set_study_user_attr(
                 self._study._study_id, records.WORKER + self._id, self._record.to_json()
             )
@@ -471,12 +488,15 @@ def _database(study: Study) -> optuna.storages.RDBStorage | None:
 
 def _as_value(value: Any) -> float:
     try:
-        return float(value)
+        number = float(value)
     except (TypeError, ValueError):
         raise TrainingError(
             f"The objective returned {value!r}: return a number, e.g. "
             "`return hpsched.suggest_onecycle(trial, total_steps=…).run(train)`."
         ) from None
+    if math.isnan(number):  # Optuna fails such a trial in silence
+        raise ValueError("the objective returned nan")
+    return number
 
 
 def _device() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shlex
 import shutil
@@ -10,13 +11,16 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
+import optuna
 import typer
+from rich.markup import escape
 
 from hpsched.cli.app import app, hint, option, state
 from hpsched.cli.screen import value_text
 from hpsched.errors import HpschedError, UsageError
 from hpsched.present import number
 from hpsched.records import FIELDS
+from hpsched.storage import open_storage
 
 STUDY = "digits"
 
@@ -41,24 +45,36 @@ def demo(
         import sklearn  # noqa: F401
     except ImportError:
         raise UsageError("The demo needs scikit-learn: pip install 'hpsched[demo]'.") from None
-    _prepare(folder)
+    name = _prepare(folder)
     budget = ["--trials", str(trials)] if trials is not None else ["--cycles", str(cycles)]
-    _run(folder, "study", "create", STUDY, "--objective", f"{STUDY}:objective",
+    _run(folder, "study", "create", name, "--objective", f"{STUDY}:objective",
          *budget, "--seed", str(seed))  # fmt: skip
-    _attach(folder, workers)
-    _run(folder, "study", "status", STUDY)
-    _run(folder, "study", "report", STUDY, "--output", "report.html")
-    _verdict(folder)
+    _attach(folder, name, workers)
+    _run(folder, "study", "status", name)
+    _run(folder, "study", "report", name, "--output", "report.html")
+    _verdict(folder, name)
 
 
-def _prepare(folder: Path) -> None:
+def _prepare(folder: Path) -> str:
+    """Put the source file there; returns a name for the study that is not taken there yet."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("hpsched.db", "hpsched.db-wal", "hpsched.db-shm", "hpsched.db.lock"):
-        (folder / name).unlink(missing_ok=True)  # an earlier demo's
     target = folder / f"{STUDY}.py"
     if not target.exists():
         shutil.copyfile(_source(), target)
-    hint(f"The study is {target}: a model, train(cycle), objective(trial).\n")
+    hint(f"The study is {escape(str(target))}: a model, train(cycle), objective(trial).\n")
+    return _free_name(folder)
+
+
+def _free_name(folder: Path) -> str:
+    if not (folder / "hpsched.db").exists():
+        return STUDY
+    taken = set(optuna.get_all_study_names(open_storage(_url(folder))))
+    numbered = (f"{STUDY}-{number}" for number in itertools.count(2))
+    return next(name for name in itertools.chain([STUDY], numbered) if name not in taken)
+
+
+def _url(folder: Path) -> str:
+    return f"sqlite:///{folder.resolve() / 'hpsched.db'}"
 
 
 def _source() -> Path:
@@ -93,39 +109,43 @@ def _run(folder: Path, *arguments: str) -> None:
     state.out.print()
 
 
-def _attach(folder: Path, workers: int) -> None:
-    arguments = ("worker", "attach", STUDY)
+def _attach(folder: Path, name: str, workers: int) -> None:
+    arguments = ("worker", "attach", name)
     _say(folder, *arguments, times=workers)
-    running = [
-        subprocess.Popen(
-            _command(*arguments),
-            cwd=folder,
-            env=_environment(),
-            stderr=None if index == 0 else subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-        )
-        for index in range(workers)
-    ]
+    log = folder / "workers.log"
+    if workers > 1:
+        hint(f"(What the first one says; the others write to {log}.)")
+    with log.open("w") as others:  # each keeps the file for itself
+        running = [
+            subprocess.Popen(
+                _command(*arguments),
+                cwd=folder,
+                env=_environment(),
+                stderr=others if index else None,
+                stdout=subprocess.DEVNULL,
+            )
+            for index in range(workers)
+        ]
     try:
         codes = [process.wait() for process in running]
     except KeyboardInterrupt:
         for process in running:  # they got the signal too: let them put their trials back
             process.wait()
-        hint(f"Interrupted. Go on with: cd {folder} && hpsched worker attach {STUDY}")
+        hint(f"Interrupted. Go on with: cd {folder} && hpsched worker attach {name}")
         raise typer.Exit(130) from None
     if any(codes):
-        raise HpschedError(f"A worker ended with exit code {max(codes)}; see above.")
+        raise HpschedError(f"A worker ended with exit code {max(codes)}; see above or {log}.")
     state.out.print()
 
 
-def _verdict(folder: Path) -> None:
+def _verdict(folder: Path, name: str) -> None:
     """The best recipe on fresh seeds against what one would use without a search."""
     from hpsched import objective as objectives
     from hpsched.study import best as find_best
     from hpsched.study import open_study
     from hpsched.summary import summarise
 
-    study = open_study(STUDY, f"sqlite:///{folder.resolve() / 'hpsched.db'}")
+    study = open_study(name, _url(folder))
     summary, best = summarise(study), find_best(study)
     os.environ.setdefault("TQDM_DISABLE", "1")
     source = f"{folder / STUDY}.py"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
+import sys
 import time
 import warnings
 from contextlib import nullcontext
@@ -101,7 +103,7 @@ def create(
     from hpsched.study import create_study
 
     if check:
-        objectives.load(objective)
+        objectives.load_objective(objective)
     study = create_study(
         name,
         objective=objective,
@@ -122,6 +124,8 @@ def create(
     if skip_if_exists:
         _note_kept(study, objective=objective, trials=trials, cycles=cycles)
     attach = command_text(f"hpsched worker attach {shlex.quote(name)}", storage)
+    if plan := confirmation_plan(study):
+        hint(plan)
     hint(f"Next, on every node that shall work: {attach}")
 
 
@@ -134,6 +138,26 @@ def _note_kept(study: optuna.Study, **wanted: Any) -> None:
         kept = getattr(settings, key)
         if value is not None and value != kept:
             hint(f"[yellow]Note:[/] the study exists and keeps {key}={escape(str(kept))}.")
+
+
+def confirmation_plan(study: optuna.Study) -> str:
+    """What the budget leaves for confirmations, in words; empty when that is all one could want."""
+    from hpsched.ledger import CONFIRM_SHARE, confirmations_planned
+    from hpsched.study import read_settings
+
+    settings = read_settings(study)
+    if settings is None or not (wanted := settings.confirm_top * settings.confirm_seeds):
+        return ""
+    planned = confirmations_planned(settings)
+    if planned >= wanted:
+        return ""
+    recipes = max(1, planned // settings.confirm_seeds)
+    said = f"{recipes} recipe{'s' if recipes > 1 else ''} with fresh seeds, {planned} runs in all"
+    return (
+        f"[yellow]Note:[/] this budget confirms {said if planned else 'nothing'}; "
+        f"--cycles {math.ceil(wanted / CONFIRM_SHARE)} would confirm {settings.confirm_top} x "
+        f"{settings.confirm_seeds}."
+    )
 
 
 @study_app.command("list", epilog="Example: hpsched study list -f json")
@@ -226,6 +250,8 @@ def best(
 
     study = open_study(name, storage)
     found = find_best(study)
+    if format not in ("table", "torch", "json", "yaml"):
+        raise UsageError(f"--format {format!r}: table, torch, json or yaml.")
     if format == "torch":
         optimizer = optimizer_name(read_runs(study.get_trials(deepcopy=False)))
         typer.echo(torch_snippet(found, optimizer), nl=False)
@@ -309,18 +335,18 @@ def delete(
 
     trials = len(open_study(name, storage).get_trials(deepcopy=False))
     if not (yes or _agrees(f"Remove study {name!r} with {trials} trials for good?")):
-        hint("Nothing was removed. Without a terminal to ask on, pass --yes.")
+        hint("Nothing was removed; --yes removes without asking.")
         raise typer.Exit(1)
     delete_study(name, storage)
     hint(f"Removed {escape(repr(name))} with {trials} trials.")
 
 
 def _agrees(question: str) -> bool:
-    try:
-        return typer.confirm(question, err=True)
-    except typer.Abort:  # Ctrl-C, or nobody there to answer
+    typer.echo(f"{question} [y/N] ", nl=False, err=True)  # typer.confirm dirties stdout
+    answer = sys.stdin.readline()
+    if not answer:
         typer.echo(err=True)
-        return False
+    return answer.strip().lower() in ("y", "yes")
 
 
 def one_line(summary: Any) -> str:

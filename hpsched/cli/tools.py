@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -79,8 +80,8 @@ def lr_find(
 
         _write_figure(range_test_figure(tests, found), output)
         hint(f"Wrote {escape(str(output))}")
-    if not found.reliable:
-        hint(f"[yellow]Not reliable:[/] {found.reason}")
+    for reason in dict.fromkeys(test.reason for test in tests if not test.reliable):
+        hint(f"[yellow]Not reliable:[/] {escape(reason)}")
 
 
 def _lr_table(data: dict[str, Any]) -> Table:
@@ -179,9 +180,20 @@ def dashboard(
         ) from None
     held = open_storage(storage)
     hint(f"Optuna Dashboard on http://{host}:{port} (Ctrl-C ends it)")
-    try:
-        optuna_dashboard.run_server(held, host=host, port=port)
-    except OSError as error:
+    failed: list[OSError] = []
+
+    def serve() -> None:
+        try:
+            optuna_dashboard.run_server(held, host=host, port=port)
+        except OSError as error:
+            failed.append(error)
+
+    # In a thread: the server swallows a Ctrl-C that comes while it answers a request.
+    server = threading.Thread(target=serve, daemon=True)
+    server.start()
+    server.join()
+    if failed:
+        error = failed[0]
         raise UsageError(
             f"Cannot listen on {host}:{port}: {error.strerror}. Choose another --port or --host."
         ) from None

