@@ -79,7 +79,7 @@ def torch_snippet(best: Best, optimizer: str = "SGD") -> str:
     lines = [
         f"# hpsched, trial {best.number}: {mean_and_spread(best)} over {seeds}",
         *([f"# goes with your own {own}"] if own else []),
-        "# arguments that are not listed, and parameter groups: as in your train",
+        "# other arguments, parameter groups: as in your train",
         *([] if best.total_steps else ["total_steps = ...  # optimizer steps of your run"]),
         f"optimizer = torch.optim.{kind}(",
         "    model.parameters(),",

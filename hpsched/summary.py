@@ -159,7 +159,8 @@ def _rung_counts(search: Sequence[Run]) -> tuple[RungCount, ...]:
     pruned: Counter[int] = Counter()
     for run in search:
         for cycle in run.cycles:
-            steps[cycle.rung] = max(cycle.steps, steps.get(cycle.rung, 0))
+            planned = dict(run.recipe.rungs) if run.recipe else {}  # a diverged one took fewer
+            steps[cycle.rung] = max(planned.get(cycle.rung, cycle.steps), steps.get(cycle.rung, 0))
             reached[cycle.rung] += 1
         if run.trial.state == TrialState.PRUNED and run.cycles:
             pruned[run.cycles[-1].rung] += 1

@@ -419,8 +419,8 @@ def test_demo(tmp_path: Path) -> None:
         "digits", objective="digits:objective", storage=f"sqlite:///{tmp_path}/hpsched.db"
     )
     said = ok("demo", "--trials", "2", "--folder", ".", cwd=tmp_path, HPSCHED_STORAGE=NO_SERVER)
-    for word in ("$ hpsched study create digits-2", "$ hpsched worker attach digits-2", "Best recipe",
-                 "Default recipe at max_lr 0.1", "Cost:"):  # fmt: skip
+    for word in ("$ hpsched study create digits-2", "$ hpsched worker attach digits-2",
+                 "Best recipe", "Default recipe at max_lr 0.1", "Cost:"):  # fmt: skip
         assert word in said
     report = re.search(r"^Report: (.+)$", said, re.MULTILINE)
     assert report and Path(report[1]).is_file()
