@@ -399,7 +399,6 @@ def test_doctor(finished: Path, tmp_path: Path) -> None:
 
 
 def test_dashboard_serves_the_study(finished: Path) -> None:
-    pytest.importorskip("optuna_dashboard")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -414,7 +413,6 @@ def test_dashboard_serves_the_study(finished: Path) -> None:
 
 @pytest.mark.slow
 def test_demo(tmp_path: Path) -> None:
-    pytest.importorskip("sklearn")
     create_study(  # an earlier demo's: a second one leaves it alone
         "digits", objective="digits:objective", storage=f"sqlite:///{tmp_path}/hpsched.db"
     )
@@ -475,9 +473,7 @@ def test_help_has_an_example_that_parses(path: tuple[str, ...]) -> None:
 
 
 def test_completion() -> None:
-    script = Path(sys.executable).with_name("hpsched")
-    if not script.exists():
-        pytest.skip("no console script beside this Python")
+    script = Path(sys.executable).with_name("hpsched")  # the console script of this environment
 
     def complete(*arguments: str, **env: str) -> list[str]:
         whole = environment(_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1", **env)
@@ -643,7 +639,6 @@ def test_debug_shows_the_traceback(finished: Path) -> None:
 def test_an_unreachable_database_keeps_the_password(
     folder: Path, arguments: str, password: str
 ) -> None:
-    pytest.importorskip("psycopg")
     url = NO_SERVER.replace("secret", password)
     done = run(*arguments.split(), cwd=folder, HPSCHED_STORAGE=url)
     said = " ".join((done.stdout + done.stderr).split())

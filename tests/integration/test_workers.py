@@ -243,6 +243,7 @@ def test_a_second_signal_ends_at_once(sqlite_fleet: Fleet) -> None:
 
 
 STUBBORN = """
+from pathlib import Path
 import time
 
 def objective(trial):
@@ -256,12 +257,12 @@ def objective(trial):
 
 
 def test_signals_at_any_moment(sqlite_fleet: Fleet) -> None:
-    end_again_and_again(sqlite_fleet, times=5)
+    end_again_and_again(sqlite_fleet, times=3)
 
 
 @pytest.mark.slow
 def test_signals_at_many_moments(fleet: Fleet) -> None:
-    end_again_and_again(fleet, times=15)
+    end_again_and_again(fleet, times=12)
 
 
 def end_again_and_again(fleet: Fleet, times: int) -> None:
@@ -282,7 +283,9 @@ def end_again_and_again(fleet: Fleet, times: int) -> None:
         assert "Traceback" not in output
         running = fleet.study().get_trials(states=(TrialState.RUNNING,))
         assert not running
-    fleet.run(2)
+        if worker.returncode == 0:
+            break
+    fleet.work()
     trials = fleet.study().trials
     check(trials, 6)
     assert sum(confirmations(trials).values()) == 2
