@@ -243,11 +243,11 @@ def _set_lr(group: dict[str, Any], value: float) -> None:
 
 
 def _set_beta1(group: dict[str, Any], value: float) -> None:
-    beta1, *others = group["betas"]
-    if isinstance(beta1, Tensor):
-        beta1.fill_(value)
+    betas = group["betas"]
+    if isinstance(betas[0], Tensor):
+        betas[0].fill_(value)
     else:
-        group["betas"] = (value, *others)
+        group["betas"] = (value, betas[1]) if len(betas) == 2 else (value, *betas[1:])
 
 
 class CycleSchedule(ScheduleDriver):

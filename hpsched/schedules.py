@@ -372,7 +372,7 @@ def _through(knots: Sequence[tuple[float, float]], ease: _Ease) -> Schedule:
     final = steps[-1]
 
     def value(step: int) -> float:
-        t = min(max(step, 0), final)
+        t = step if 0 <= step <= final else 0 if step < 0 else final  # clamped
         i = bisect_left(steps, t)
         end = values[i]
         if t == steps[i]:
@@ -380,7 +380,8 @@ def _through(knots: Sequence[tuple[float, float]], ease: _Ease) -> Schedule:
         before, start = steps[i - 1], values[i - 1]
         eased = ease(start, end, (t - before) / (steps[i] - before))
         # rounding may leave the interval by one unit in the last place
-        return min(max(eased, start), end) if start < end else min(max(eased, end), start)
+        low, high = (start, end) if start < end else (end, start)
+        return low if eased < low else high if eased > high else eased
 
     return value
 
