@@ -47,7 +47,7 @@ def sweeps(trials: Iterable[FrozenTrial]) -> list[SweepRecord]:
         try:
             record = records.sweep(trial)
         except RecordError as error:
-            _warn_once(str(error))
+            warn_once(str(error))
             continue
         if record is not None:
             found.setdefault(record.name, record)
@@ -99,5 +99,6 @@ def range_test(record: SweepRecord) -> lr_curve.RangeTest:
 
 
 @functools.lru_cache(maxsize=1024)
-def _warn_once(message: str) -> None:
-    warnings.warn(message, stacklevel=2)
+def warn_once(message: str) -> None:
+    """Warn, but only the first time in this process: trials come by the hundred."""
+    warnings.warn(message, stacklevel=3)

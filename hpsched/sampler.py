@@ -316,7 +316,7 @@ def _spaces(trial: FrozenTrial) -> list[RecipeSpace]:
     try:
         return list(records.recipe_spaces(trial))
     except RecordError as error:
-        evidence._warn_once(str(error))
+        evidence.warn_once(str(error))
         return []
 
 

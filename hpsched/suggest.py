@@ -7,10 +7,8 @@ the next begins, so that a trial put back in the queue continues after what it h
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
-import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -157,7 +155,7 @@ def rung_ladder(
     steps = [round(total_steps / reduction_factor ** (top - rung)) for rung in range(top)]
     kept = tuple((rung, n) for rung, n in enumerate(steps) if n >= min_steps)
     if top and not kept:
-        _warn_once(
+        evidence.warn_once(
             f"total_steps={total_steps} is too small for rungs: the longest short cycle would have "
             f"{steps[-1]} steps, and min_steps is {min_steps}. Every trial runs in full; pass "
             "rungs=1 to say so, or a smaller min_steps."
@@ -310,7 +308,7 @@ class OneCycle:
             return self._recipe.fixed[field]
         if field not in self._values:
             if not self._ran and self._wants_range_test():
-                _warn_once(
+                evidence.warn_once(
                     f"{field} was read before run(): this trial is drawn without a range test of "
                     "its own. Call suggest_onecycle(...).run(train) first to get one."
                 )
@@ -497,7 +495,7 @@ class OneCycle:
             return False
         sampler = find_sampler(trial.study)
         if sampler is None:
-            _warn_once(
+            evidence.warn_once(
                 f"study {trial.study.study_name!r} does not use hpsched.OneCycleSampler: "
                 "suggest_onecycle is a plain search space here and runs no range test."
             )
@@ -681,8 +679,3 @@ def _check_collision(trial: BaseTrial, recipe: RecipeSpace) -> None:
             f"the trial already has parameters named {taken}: pass prefix='onecycle_' to "
             "suggest_onecycle so that the names do not collide."
         )
-
-
-@functools.lru_cache(maxsize=1024)
-def _warn_once(message: str) -> None:
-    warnings.warn(message, stacklevel=3)

@@ -14,7 +14,7 @@ from fake_training import FakeTraining, Optimizer
 from optuna.trial import FixedTrial, TrialState
 
 import hpsched
-from hpsched import records, suggest
+from hpsched import evidence, records
 from hpsched.errors import TrainingError, UsageError
 from hpsched.suggest import rung_ladder, suggest_onecycle
 
@@ -186,7 +186,7 @@ def test_several_objectives_switch_rungs_off() -> None:
 
 
 def test_without_our_sampler_it_is_a_plain_search_space_and_says_so() -> None:
-    suggest._warn_once.cache_clear()
+    evidence.warn_once.cache_clear()
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     training = FakeTraining()
     with pytest.warns(UserWarning, match="does not use hpsched.OneCycleSampler"):
@@ -198,7 +198,7 @@ def test_without_our_sampler_it_is_a_plain_search_space_and_says_so() -> None:
 
 
 def test_reading_a_value_before_run_skips_the_range_test_with_a_warning() -> None:
-    suggest._warn_once.cache_clear()
+    evidence.warn_once.cache_clear()
     training, study = FakeTraining(), new_study()
 
     def early(trial: optuna.Trial) -> float:
@@ -298,7 +298,7 @@ def test_rung_ladder(steps: int, kwargs: dict[str, int], expected: object) -> No
 
 
 def test_too_few_steps_for_rungs_is_said_once() -> None:
-    suggest._warn_once.cache_clear()
+    evidence.warn_once.cache_clear()
     with pytest.warns(UserWarning, match="total_steps=41 is too small for rungs"):
         rung_ladder(41)
 
