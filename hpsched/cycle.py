@@ -327,6 +327,7 @@ class Cycle:
         explicit_momentum: bool = False,
         drives_momentum: bool = True,
         validate_every: int | None = None,
+        stop_diverged: bool = True,
         progress: bool = True,
     ) -> None:
         for field, value in values.items():
@@ -348,6 +349,7 @@ class Cycle:
         self._driver: CycleSchedule | None = None
         self._validate: Callable[[], float] | None = None
         self._validate_every = validate_every
+        self._stop_diverged = stop_diverged
         self._pending: list[Any] = []
         self._losses: list[float] = []
         # A copy of the loss costs more than the whole schedule: long runs keep one in a few.
@@ -521,10 +523,15 @@ class Cycle:
         if self.is_range_test:
             if step >= self.total_steps:
                 self._stop("the sweep is complete")
-            elif lr_curve.should_stop(self._losses):
+            elif self._sweep_is_over():
                 self._stop("the sweep has diverged")
         else:
             self._check_divergence(step)
+
+    def _sweep_is_over(self) -> bool:
+        if self._stop_diverged:
+            return lr_curve.should_stop(self._losses)
+        return not all(map(math.isfinite, self._losses[-BLOCK:]))
 
     def _check_divergence(self, step: int) -> None:
         finite = all(map(math.isfinite, self._losses[-BLOCK:]))

@@ -94,7 +94,8 @@ def suggest_onecycle(
         min_steps: Rungs shorter than this are left out.
         range_test: False for none; or a dict with ``num_iter`` (default: at most 100, a third of
             total_steps), ``start_lr`` and ``end_lr`` (default: the ends of max_lr), ``mode``
-            (``exp`` or ``linear``) and ``validate_every`` (steps between ``cycle.validate`` calls).
+            (``exp`` or ``linear``), ``validate_every`` (steps between ``cycle.validate`` calls) and
+            ``stop_diverged`` (False: sweep on after the loss has diverged, while it is finite).
 
     Raises:
         UsageError: A range that is reversed or outside its meaning; a parameter of that name was
@@ -443,6 +444,7 @@ class OneCycle:
             policy=self.policy,
             explicit_momentum=self._recipe.explicit_momentum,
             validate_every=options["validate_every"],
+            stop_diverged=options["stop_diverged"],
         )
 
     def _sweep_record(self, cycle: Cycle, outcome: Outcome) -> SweepRecord:
@@ -565,6 +567,7 @@ def find_lr(
     start_lr: float = 1e-6,
     end_lr: float = 10.0,
     mode: str = "exp",
+    stop_diverged: bool = True,
     replicates: int = 3,
     seed: int | None = None,
 ) -> list[lr_curve.RangeTest]:
@@ -581,7 +584,13 @@ def find_lr(
         raise UsageError(f"replicates={replicates!r}: at least 1.")
     sampler = OneCycleSampler(range_tests=replicates, seed=seed)
     study = optuna.create_study(sampler=sampler, study_name="lr-find")
-    sweep = {"num_iter": num_iter, "start_lr": start_lr, "end_lr": end_lr, "mode": mode}
+    sweep = {
+        "num_iter": num_iter,
+        "start_lr": start_lr,
+        "end_lr": end_lr,
+        "mode": mode,
+        "stop_diverged": stop_diverged,
+    }
     for _ in range(replicates):
         recipe = suggest_onecycle(study.ask(), num_iter, rungs=1, range_test=sweep)
         recipe._range_test(train)
@@ -656,6 +665,7 @@ def _sweep_options(wanted: Any, recipe: RecipeSpace) -> dict[str, Any] | None:
         "end_lr": high,
         "mode": "exp",
         "validate_every": None,
+        "stop_diverged": True,
     }
     if isinstance(wanted, Mapping):
         unknown = sorted(set(wanted) - set(options))
