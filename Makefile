@@ -3,6 +3,7 @@
 # make test-all   every test this machine can run; what it cannot run is named at the end
 # make lint       ruff and mypy
 # make venv       only the environment in .venv, with everything the tests need
+# make bench-venv the same, with the packages that studies/bench compares hpsched with
 # make clean      remove .venv, caches, builds and the demo's folder
 #
 # PYTHON=python3.12 chooses another interpreter (3.11 or newer); DEMO_ARGS and PYTEST_ARGS are
@@ -15,9 +16,9 @@ PYTEST_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install -qq --constraint constraints.txt
-CORE := not slow and not gpu and not browser and not mariadb
+CORE := not slow and not gpu and not browser and not mariadb and not bench
 
-.PHONY: demo test test-all lint venv clean
+.PHONY: demo test test-all lint venv bench-venv clean
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/hpsched demo $(DEMO_ARGS)
@@ -35,6 +36,8 @@ lint: $(VENV)/.installed-dev
 
 venv: $(VENV)/.installed-dev
 
+bench-venv: $(VENV)/.installed-bench
+
 # pip leaves alone what is installed and satisfies the ranges.
 $(VENV)/.installed-demo: $(VENV)/.created pyproject.toml constraints.txt
 	@echo "Installing hpsched and the demo's requirements into $(VENV)"
@@ -45,6 +48,13 @@ $(VENV)/.installed-dev: $(VENV)/.created pyproject.toml constraints.txt
 	@echo "Installing hpsched and what its tests need into $(VENV)"
 	$(INSTALL) --editable '.[demo,dashboard,postgres,mysql,dev]'
 	@touch $@ $(VENV)/.installed-demo
+
+BENCH_REQUIREMENTS := studies/bench/requirements.txt studies/bench/requirements-no-deps.txt
+$(VENV)/.installed-bench: $(VENV)/.installed-dev $(BENCH_REQUIREMENTS)
+	@echo "Installing the packages of studies/bench into $(VENV)"
+	$(INSTALL) --requirement studies/bench/requirements.txt
+	$(INSTALL) --no-deps --requirement studies/bench/requirements-no-deps.txt
+	@touch $@
 
 $(VENV)/.created:
 	@command -v $(PYTHON) >/dev/null || { \

@@ -11,28 +11,118 @@ import functools
 import math
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
-from hpsched import lr_curve, records
+from hpsched import lr_curve, proposal, records, refine
 from hpsched.errors import RecordError
-from hpsched.records import SweepRecord
+from hpsched.proposal import Proposal
+from hpsched.records import RecipeSpace, SweepRecord
+
+#: A sweep at larger weight decay whose edge lies this much lower diverges because of the decay.
+DISTURBED = math.sqrt(2)
+#: Share of the largest stable product of rate and weight decay that the search may use.
+DECAY_MARGIN = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """What the range tests of one context say.
+    """What a study knows about max_lr in one context.
 
     Attributes:
-        proposal: Pooled centre and window for max_lr.
+        proposal: Centre and window for max_lr: range tests, and complete cycles where there are.
+        prior: What the range tests alone say.
+        runs: The complete cycles of the refining trials that went in.
         momentum_name: ``momentum``, ``beta1`` or ``none``: what the user's optimizer has.
-        replicates: Replicates that were pooled.
+        optimizer: Its class name.
+        replicates: Range tests that were pooled.
+        decay_limit: Product of rate and weight decay beyond which sweeps diverged; inf: none seen.
     """
 
-    proposal: lr_curve.Proposal
+    proposal: Proposal
+    prior: Proposal
     momentum_name: str
+    optimizer: str
     replicates: int
+    runs: tuple[refine.Run, ...] = ()
+    decay_limit: float = math.inf
+
+
+def of(
+    trials: Sequence[FrozenTrial], recipe: RecipeSpace, directions: Sequence[StudyDirection]
+) -> Evidence | None:
+    """Everything the study knows about this recipe's max_lr; None without any range test.
+
+    A context whose own range tests are missing or unreliable borrows those of all others; until it
+    has cycles of its own, its centre is moved by what the cycles of the others have moved theirs.
+    """
+    every = sweeps(trials)
+    own = [record for record in every if record.context_key == recipe.context_key]
+    found = pool(own, recipe.total_steps)
+    if found is None or not found.prior.reliable:
+        found = pool(every, recipe.total_steps)
+    if found is None or len(directions) != 1:
+        return found
+    cycles = _cycles(trials, directions[0])
+    runs = _runs(cycles, recipe)
+    if len(runs) > 1:
+        return replace(found, proposal=_refined(found.prior, runs), runs=runs)
+    moves = [
+        _refined(other.prior, theirs).centre / other.prior.centre
+        for key, space in {r.context_key: r for _, r, _ in cycles}.items()
+        if key != recipe.context_key
+        and len(theirs := _runs(cycles, space)) > 1
+        and (other := pool([s for s in every if s.context_key == key], space.total_steps))
+    ]
+    if not moves:
+        return found
+    move = math.prod(moves) ** (1 / (len(moves) + 1))  # one more for the context's own part
+    return replace(found, proposal=found.prior.moved(move))
+
+
+def _cycles(
+    trials: Sequence[FrozenTrial], direction: StudyDirection
+) -> list[tuple[FrozenTrial, RecipeSpace, tuple[tuple[int, float], ...]]]:
+    """The refining trials, each with its recipe and (steps, score) of every complete cycle."""
+    sign = 1.0 if direction == StudyDirection.MINIMIZE else -1.0
+    found = []
+    for trial in trials:
+        if records.REFINES not in trial.user_attrs:
+            continue
+        try:
+            space = next(records.recipe_spaces(trial))
+            done = records.cycles(trial)
+        except (RecordError, StopIteration) as error:
+            warn_once(str(error) or f"trial {trial.number} has no recipe")
+            continue
+        steps = dict(space.rungs)
+        scores = tuple(
+            (steps[cycle.rung], math.inf if cycle.value is None else sign * cycle.value)
+            for cycle in done
+            if cycle.rung in steps
+        )
+        found.append((trial, space, scores))
+    return found
+
+
+def _runs(
+    cycles: Iterable[tuple[FrozenTrial, RecipeSpace, tuple[tuple[int, float], ...]]],
+    recipe: RecipeSpace,
+) -> tuple[refine.Run, ...]:
+    name, total = recipe.name("max_lr"), recipe.total_steps
+    return tuple(
+        refine.Run(trial.params[name], steps / total, score)
+        for trial, space, scores in cycles
+        if total and space.context_key == recipe.context_key and name in trial.params
+        for steps, score in scores
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def _refined(prior: Proposal, runs: tuple[refine.Run, ...]) -> Proposal:
+    return refine.refined(prior, runs)
 
 
 def sweeps(trials: Iterable[FrozenTrial]) -> list[SweepRecord]:
@@ -59,30 +149,52 @@ def of_context(trials: Iterable[FrozenTrial], context_key: str) -> list[SweepRec
     return [record for record in sweeps(trials) if record.context_key == context_key]
 
 
-def pool(found: Sequence[SweepRecord]) -> Evidence | None:
-    """Replicates → evidence; None when there are none."""
+def pool(found: Sequence[SweepRecord], total_steps: int | None = None) -> Evidence | None:
+    """Replicates → evidence; None when there are none.
+
+    Replicates that diverged early because of their weight decay say how much of it is stable, and
+    nothing else.
+    """
     if not found:
         return None
-    tests = tuple(range_test(record) for record in found)
+    tests = {record.name: range_test(record) for record in found}
+    calm, limit = _undisturbed(list(tests.values()))
     kinds = [record.momentum_name for record in found]
+    prior = _pool(tuple(calm), total_steps)
     return Evidence(
-        proposal=_pool(tests),
+        proposal=prior,
+        prior=prior,
         momentum_name=max(set(kinds), key=kinds.count),
+        optimizer=found[0].optimizer,
         replicates=len(tests),
+        decay_limit=limit,
     )
 
 
+def _undisturbed(tests: list[lr_curve.RangeTest]) -> tuple[list[lr_curve.RangeTest], float]:
+    """The tests whose weight decay does not lower their edge, and the stable rate × decay."""
+    calm: list[lr_curve.RangeTest] = []
+    limit, edge = math.inf, None
+    for test in sorted(tests, key=lambda test: test.weight_decay or 0.0):
+        here = test.lr_diverged
+        if edge is not None and here is not None and here * DISTURBED < edge and test.weight_decay:
+            limit = min(limit, DECAY_MARGIN * here * test.weight_decay)
+            continue
+        calm.append(test)
+        edge = here if edge is None or here is None else min(edge, here)
+    return calm, limit
+
+
 def doubt(found: Sequence[SweepRecord]) -> str | None:
-    """Why these range tests deserve less than full trust; None when all are reliable."""
-    if not found or all(range_test(record).reliable for record in found):
-        return None
-    return _pool(tuple(range_test(record) for record in found)).reason
+    """Why these range tests deserve less than full trust; None when they say enough together."""
+    pooled = pool(found)
+    return None if pooled is None or pooled.prior.reliable else pooled.prior.reason
 
 
 @functools.lru_cache(maxsize=256)
-def _pool(tests: tuple[lr_curve.RangeTest, ...]) -> lr_curve.Proposal:
+def _pool(tests: tuple[lr_curve.RangeTest, ...], total_steps: int | None) -> Proposal:
     # Each proposal of a trial asks again; the replicates hardly ever change.
-    return lr_curve.pool(tests)
+    return proposal.pool(tests, total_steps)
 
 
 def range_test(record: SweepRecord) -> lr_curve.RangeTest:

@@ -8,6 +8,8 @@ exponential averages lag by 1.5 to 2.7 decades, their slopes are per step rather
 and their ratio stop rules fail for losses near zero or below. Nothing here depends on the loss's
 zero or unit: adding a constant to every loss, or scaling them all, changes no rate.
 
+One sweep and several replicates are read alike: the curves are averaged, then read once.
+
 =============  ==========  =================================================================
 symbol         shape       meaning (unit)
 =============  ==========  =================================================================
@@ -16,12 +18,11 @@ symbol         shape       meaning (unit)
 ``x``          (n,)        log10 of the rates (decades)
 ``y``          (n,)        losses, single outliers and the explosion taken off (loss)
 ``s``          (n,)        smoothed loss (loss)
-``slope``      (n,)        d s / d x (loss per decade)
-``gain``       (n,)        standard error of ``s`` over that of one loss (1)
-``free``       (n,)        standard deviation of a residual over that of one loss (1)
 ``start``      ()          level of the loss before it falls (loss)
-``drop``       ()          start - min s, what the sweep gained at best (loss)
+``gain``       (n,)        start - s, what the sweep has gained at each rate (loss)
 ``noise``      ()          standard deviation of one loss about ``s`` (loss)
+``error``      (n,)        standard error of the gain (loss)
+``slope``      (n,)        d s / d x (loss per decade)
 ``h``          (n,)        width of the smoothing kernel, one sigma (decades)
 ``d``          (n, n)      distance x[j] - x[i] (decades)
 ``w``          (n, n)      kernel weight of loss j for the curve at i (1)
@@ -32,14 +33,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 
+from hpsched.divergence import LOST, MAD, MIN_POINTS, ROUNDING, finite, jitter, running_median
 from hpsched.errors import UsageError
 
 if TYPE_CHECKING:
@@ -48,19 +49,18 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float64]
 
-__all__ = ["Proposal", "RangeTest", "collapsed", "exploded", "pool", "should_stop"]
+__all__ = ["RangeTest", "read"]
 
-MIN_POINTS = 10  # fewer losses than this show no curve
-LEVEL_BANDWIDTH = 0.1  # decades, kernel for the level: moves a sharp minimum by <= 0.1 decade
+# decades, kernels for the level: the first moves a sharp minimum by at most 0.1 decade
+LEVEL_BANDWIDTHS = (0.1, 0.2, 0.4)
 SLOPE_BANDWIDTH = 0.2  # decades, kernel for the slope: a derivative needs more averaging
-LOST = 0.1  # the gain counts as lost when less than this share of the drop is left
+UPPER = 0.5  # the centroid weighs what was gained beyond this share of the best
 WINDOW = 4.0  # the window is centre / WINDOW .. centre * WINDOW
 EDGE = 0.8  # the window ends at this share of the divergence edge at most
 SIGNIFICANT = 6.0  # standard errors that a descent must have
+EVEN = 0.1  # slopes this close, in drops per decade, count as equal (slide rule)
 ONSET = 0.3  # decades of plateau that a sweep must show before the loss falls
-_MAD = 1.4826  # median absolute deviation -> standard deviation, for a normal distribution
 _MEDIAN_SE = 1.2533  # standard error of a median over that of a mean, sqrt(pi / 2)
-_ROUNDING = 1e-7  # differences below this share of the loss are float32 rounding, not signal
 
 
 # ------------------------------------------------------------------ records
@@ -79,6 +79,8 @@ class RangeTest:
         seed: of this replicate.
         optimizer: name of its class.
         seconds: wall-clock time of the sweep.
+        validation: metric → (step, value) pairs, for sweeps that validated; step counts from 1,
+            so ``lrs[step - 1]`` is the rate of the update before it. ``loss`` is to be minimised.
 
     Raises:
         UsageError: rates that are not positive and increasing, or fewer rates than losses.
@@ -91,6 +93,7 @@ class RangeTest:
     seed: int | None = None
     optimizer: str | None = None
     seconds: float | None = None
+    validation: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         """Take lists (JSON) and arrays too; the record holds tuples of floats, and hashes."""
@@ -99,8 +102,8 @@ class RangeTest:
         _check_rates(self.lrs, len(self.losses))
 
     @cached_property
-    def _reading(self) -> _Reading:
-        return _read(self.lrs, self.losses)
+    def _reading(self) -> Reading:
+        return read([self])
 
     @property
     def smoothed(self) -> Array:
@@ -108,7 +111,8 @@ class RangeTest:
 
         It levels off one drop above the start, where the raw loss may go on to 1e30.
         """
-        return self._reading.smoothed
+        curve = self._reading.curve
+        return finite(self.losses) if curve is None else curve.start - curve.gain
 
     @property
     def lr_steepest(self) -> float | None:
@@ -136,27 +140,69 @@ class RangeTest:
         return self._reading.reason
 
     @property
+    def missed(self) -> Literal["low", "high"] | None:
+        """The side on which the sweep's range missed the action: extend it there. None: neither."""
+        return self._reading.missed
+
+    @property
     def suggestion(self) -> float | None:
-        """Proposed max_lr: geometric mean of lr_steepest and lr_minimum; None when unreliable."""
-        steepest, minimum = self.lr_steepest, self.lr_minimum
-        if not self.reliable or steepest is None or minimum is None:
-            return None
-        return math.sqrt(steepest * minimum)
+        """Proposed max_lr: the centroid of the gain in log rate; None when unreliable.
+
+        The mean of all rates at which the sweep gained more than half of its best, each weighted by
+        what it gained beyond that half.
+        """
+        return self._reading.centroid if self.reliable else None
 
     @property
     def window(self) -> tuple[float, float] | None:
-        """Range for max_lr: suggestion / 4 to x 4, below lr_diverged; None when unreliable.
-
-        Where steepest and minimum lie more than 16-fold apart, it reaches from one to the other.
-        """
+        """Range for max_lr around the suggestion, below lr_diverged; None when unreliable."""
         if (centre := self.suggestion) is None:
             return None
-        return centre / self._reach, _below(centre * self._reach, centre, self.lr_diverged)
+        return window(centre, self.lr_diverged)
 
     @property
-    def _reach(self) -> float:
-        """Factor from the suggestion to either end of the window, before the cut."""
-        return max(WINDOW, math.sqrt((self.lr_minimum or 1.0) / (self.lr_steepest or 1.0)))
+    def rules(self) -> dict[str, float | None]:
+        """What each common rule would choose on the smoothed curve; None where it finds nothing.
+
+        =================== ==============================================================
+        rule                rate
+        =================== ==============================================================
+        ``suggestion``      ours: centroid of the gain
+        ``geometric_mean``  of the next two
+        ``steepest``        steepest fall per log rate (torch-lr-finder's and Lightning's idea)
+        ``minimum``         lowest loss before divergence
+        ``minimum_tenth``   a tenth of that (fastai's ``minimum``)
+        ``valley``          middle of the descent in log rate (fastai's ``valley``)
+        ``slide``           first below divergence from which the slope over an interval of a
+                            decade is even (fastai's ``slide``)
+        ``max_stable``      highest at which half of what was gained is kept (Smith's maximum
+                            rate, arXiv:1506.01186 section 3.3)
+        =================== ==============================================================
+        """
+        steepest, minimum = self.lr_steepest, self.lr_minimum
+        return {
+            "suggestion": self.suggestion,
+            "geometric_mean": math.sqrt(steepest * minimum) if steepest and minimum else None,
+            "steepest": steepest,
+            "minimum": minimum,
+            "minimum_tenth": None if minimum is None else minimum / 10,
+            "valley": self._reading.valley,
+            "slide": self._reading.slide,
+            "max_stable": self._reading.stable,
+        }
+
+    @property
+    def validated(self) -> RangeTest | None:
+        """The same sweep read on its validation loss; None when that was not measured."""
+        points = self.validation.get("loss", ())
+        if not points:
+            return None
+        return replace(
+            self,
+            lrs=tuple(self.lrs[step - 1] for step, _ in points),
+            losses=tuple(value for _, value in points),
+            validation={},
+        )
 
     def __repr__(self) -> str:
         at = "nothing" if self.suggestion is None else f"{self.suggestion:.3g}"
@@ -169,21 +215,18 @@ class RangeTest:
         return range_test_figure([self], None)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Proposal:
-    """What replicates of a range test say together: low < centre < high, all rates.
+def window(
+    centre: float, edge: float | None, wider: float = 1.0, factor: float = WINDOW
+) -> tuple[float, float]:
+    """From centre / factor to centre × factor, ``wider`` at both ends, cut below the edge."""
+    return centre / factor / wider, below(centre * factor * wider, centre, edge)
 
-    ``lr_diverged`` is the lowest edge among the replicates (None: none diverged). When ``reliable``
-    is False the window is everything that was swept below divergence, and ``reason`` says why.
-    """
 
-    centre: float
-    low: float
-    high: float
-    lr_diverged: float | None
-    reliable: bool
-    reason: str
-    replicates: int
+def below(lr: float, floor: float, edge: float | None) -> float:
+    """Cut ``lr`` to stay below the divergence edge and above ``floor`` (which is below it)."""
+    if edge is None:
+        return lr
+    return min(lr, max(EDGE * edge, math.sqrt(floor * edge)))
 
 
 def _check_rates(lrs: tuple[float, ...], losses: int) -> None:
@@ -202,24 +245,45 @@ def _check_rates(lrs: tuple[float, ...], losses: int) -> None:
 # ------------------------------------------------------------------ one curve
 
 
-class _Reading(NamedTuple):
-    """What one curve says; the rates are None where the curve does not show them."""
+class Curve(NamedTuple):
+    """A sweep, smoothed, or several of them averaged; arrays of one length.
 
-    smoothed: Array
+    ``x``, ``gain``, ``error`` and ``slope`` are as in the module's table. ``extent`` is log10 of
+    the first and last planned rate, ``broke`` the rate of the first non-finite loss. White noise
+    (n,) times ``spread.T`` is the noise of the gain; averages have none.
+    """
+
+    x: Array
+    gain: Array
+    error: Array
+    slope: Array
+    start: float
+    extent: tuple[float, float]
+    broke: float | None
+    spread: Array | None = None
+
+
+class Reading(NamedTuple):
+    """What a curve says; a rate is None where the curve does not show it.
+
+    ``missed`` says to which side the sweep must be extended: ``low``, ``high`` or None. ``curve``
+    is what was read, ``parts`` the curves that it is the average of, ``basin`` the first and last
+    index with a gain.
+    """
+
     reliable: bool
     reason: str
+    missed: Literal["low", "high"] | None = None
+    centroid: float | None = None
     steepest: float | None = None
     minimum: float | None = None
     diverged: float | None = None
-
-
-class _Smooth(NamedTuple):
-    """A smoothed curve: level, slope, and the noise that is left in the level and in raw - s."""
-
-    s: Array
-    slope: Array
-    gain: Array
-    free: Array
+    valley: float | None = None
+    slide: float | None = None
+    stable: float | None = None
+    basin: tuple[int, int] = (0, 0)
+    curve: Curve | None = None
+    parts: tuple[Curve, ...] = ()
 
 
 class _Descent(NamedTuple):
@@ -230,49 +294,125 @@ class _Descent(NamedTuple):
     last: int
 
 
-def _read(lrs: tuple[float, ...], losses: tuple[float, ...]) -> _Reading:
-    raw = _finite(losses)
-    n = len(raw)
-    broke = lrs[n] if 0 < n < len(losses) else None  # the rate of the first non-finite loss
-    if n < MIN_POINTS:
-        return _Reading(raw.copy(), False, _too_short(n, len(losses)), diverged=broke)
-    x = np.log10(np.asarray(lrs[:n]))
-    start, curve = _levelled(x, raw)
-    descent = _descent(curve.s, start)
-    noise = _noise(raw, curve, start, descent.onset)
-    if not _significant(curve, descent, start, noise):
-        diverged = _rise(x, raw, start, noise) or broke
-        return _Reading(curve.s, False, _no_descent(diverged), diverged=diverged)
-    steepest = _steepest(x, raw, descent, start)
-    diverged = _crossing(x, curve.s, descent, start) or broke
-    reason = _doubt(x, curve, descent, start, noise, diverged)
-    return _Reading(
-        curve.s,
-        not reason,
-        reason or "the loss falls from a plateau to a minimum and rises again",
-        steepest=float(lrs[steepest]),
-        minimum=float(lrs[descent.minimum]),
+def read(tests: Sequence[RangeTest]) -> Reading:
+    """Average the tests' curves and read the result; no curve where none has enough losses.
+
+    The least smoothing that shows a significant descent is used: a clear curve keeps its features
+    where they are, and a noisy one is not given up before it has been averaged more.
+    """
+    losses = [finite(test.losses) for test in tests]
+    long = [(t, raw) for t, raw in zip(tests, losses, strict=True) if len(raw) >= MIN_POINTS]
+    if not long:
+        shortest = min(range(len(tests)), key=lambda i: len(losses[i]))
+        n, run = len(losses[shortest]), len(tests[shortest].losses)
+        return Reading(False, _too_short(n, run), diverged=_broke(tests[shortest], n))
+    for bandwidth in LEVEL_BANDWIDTHS:
+        parts = tuple(_smooth(test, raw, bandwidth) for test, raw in long)
+        curve = average(parts)
+        descent = _descent(curve.gain)
+        if _significant(curve, descent):
+            return _read_descent(curve, parts, descent)
+    diverged = min(filter(None, (_rise(test, raw) for test, raw in long)), default=None)
+    reason = _no_descent(diverged)
+    return Reading(False, reason, diverged=diverged, curve=curve, parts=parts)
+
+
+def _read_descent(curve: Curve, parts: tuple[Curve, ...], descent: _Descent) -> Reading:
+    x, gain = curve.x, curve.gain
+    steepest = descent.onset + int(np.argmin(curve.slope[descent.onset : descent.minimum + 1]))
+    diverged = _crossing(x, gain, descent, LOST) or curve.broke
+    missed, reason = _doubt(curve, descent, diverged)
+    return Reading(
+        reliable=missed is None,
+        reason=reason,
+        missed=missed,
+        centroid=float(10 ** centroid(x, gain, (descent.onset, descent.last))),
+        steepest=float(10 ** x[steepest]),
+        minimum=float(10 ** x[descent.minimum]),
         diverged=diverged,
+        valley=float(10 ** (0.5 * (x[descent.onset] + x[descent.minimum]))),
+        slide=_slide(curve, descent),
+        stable=_crossing(x, gain, descent, 0.5) or curve.broke,
+        basin=(descent.onset, descent.last),
+        curve=curve,
+        parts=parts,
     )
 
 
-def _finite(losses: Sequence[float]) -> Array:
-    """Return the losses before the first non-finite one."""
-    y = np.asarray(losses, dtype=np.float64)
-    bad = np.flatnonzero(~np.isfinite(y))
-    return y[: bad[0]] if len(bad) else y
+def centroid(x: Array, gain: Array, basin: tuple[int, int]) -> Array:
+    """Centre of mass, in log10 rate, of the upper part of the gain: shape (…) for gain (…, n).
+
+    The weight of a rate is what it gained beyond the share ``UPPER`` of the best: all good rates
+    vote, so that the answer hangs neither on one lowest point nor on one steepest.
+    """
+    inside = np.zeros(len(x))
+    inside[basin[0] : basin[1] + 1] = np.gradient(x)[basin[0] : basin[1] + 1]
+    top = np.where(inside > 0, gain, -np.inf).max(axis=-1, keepdims=True)
+    weight = np.maximum(gain - UPPER * top, 0) * inside
+    return np.asarray((weight * x).sum(axis=-1) / weight.sum(axis=-1))
 
 
-def _levelled(x: Array, raw: Array) -> tuple[float, _Smooth]:
-    """Start level and smooth curve; the level is refined by the plateau that the curve shows."""
-    y = _running_median(raw, 3)
-    weights = _kernel(x, LEVEL_BANDWIDTH)
-    start = float(np.median(raw[: max(3, len(raw) // 20)]))
+def average(curves: Sequence[Curve]) -> Curve:
+    """The mean of the curves, on all their rates.
+
+    A curve that ended early has diverged there: what it gained counts as lost beyond its end.
+    """
+    if len(curves) == 1:
+        return curves[0]
+    x = np.unique(np.concatenate([curve.x for curve in curves]).round(9))
+    covers = [(curve.extent[0] - 1e-9 <= x) & (x <= curve.extent[1] + 1e-9) for curve in curves]
+    weight = np.stack(covers) / np.maximum(np.sum(covers, axis=0), 1)
+    gain = [onto(x, curve, curve.gain) for curve in curves]
+    error = [np.interp(x, curve.x, curve.error) for curve in curves]
+    slope = [np.interp(x, curve.x, curve.slope) for curve in curves]
+    return Curve(
+        x=x,
+        gain=(weight * gain).sum(axis=0),
+        error=np.sqrt(((weight * error) ** 2).sum(axis=0)),
+        slope=(weight * slope).sum(axis=0),
+        start=float(np.mean([curve.start for curve in curves])),
+        extent=(min(c.extent[0] for c in curves), max(c.extent[1] for c in curves)),
+        broke=min((c.broke for c in curves if c.broke is not None), default=None),
+    )
+
+
+def onto(x: Array, curve: Curve, gain: Array) -> Array:
+    """``gain``, along the curve's rates, at the rates ``x``; all is lost beyond an early end."""
+    return np.interp(x, curve.x, gain, right=-float(curve.gain.max()))
+
+
+def _smooth(test: RangeTest, raw: Array, bandwidth: float) -> Curve:
+    """Smooth one sweep; its start level is refined by the plateau that the curve shows."""
+    x = np.log10(np.asarray(test.lrs[: len(raw)]))
+    y = running_median(raw, 3)
+    level, _ = _kernel(x, bandwidth)
+    head = max(3, len(raw) // 10)
+    start = float(np.median(raw[:head]))
     for _ in range(2):
-        curve = _apply(weights, np.minimum(y, _cap(y, start)))
-        onset = _descent(curve.s, start).onset
-        start = float(np.median(raw[: max(3, len(raw) // 20, onset)]))
-    return start, curve
+        s = _apply(level, np.minimum(y, _cap(y, start)))
+        onset = _descent(start - s).onset
+        plateau = max(3, onset) if onset < head else onset
+        start = float(np.median(raw[:plateau]))
+    own, square = np.diagonal(level), (level**2).sum(axis=1)
+    # The standard deviation of a residual about a linear smoother, over that of one loss.
+    free = np.sqrt(np.maximum(1 - 2 * own + square, 0.05))
+    noise = _noise(raw, s, free, start, onset)
+    tilt = _kernel(x, max(bandwidth, SLOPE_BANDWIDTH))[1]
+    return Curve(
+        x=x,
+        gain=start - s,
+        error=noise * np.hypot(np.sqrt(square), _MEDIAN_SE / math.sqrt(max(3, onset))),
+        slope=_apply(tilt, np.minimum(y, start)),  # what rises above the start is no descent
+        start=start,
+        extent=(float(x[0]), math.log10(test.lrs[-1])),
+        broke=_broke(test, len(raw)),
+        spread=noise * level,
+    )
+
+
+def _broke(test: RangeTest, n: int) -> float | None:
+    """The rate of the first non-finite loss."""
+    return test.lrs[n] if 0 < n < len(test.losses) else None
 
 
 def _cap(y: Array, start: float) -> float:
@@ -281,16 +421,7 @@ def _cap(y: Array, start: float) -> float:
     As far above the start as the minimum is below: a jump from the minimum then crosses the start
     level, after symmetric smoothing, where it happened.
     """
-    return start + max(start - float(y.min()), 10 * _jitter(y))
-
-
-def _running_median(y: Array, width: int) -> Array:
-    """Median of each loss and its neighbours, which rids the curve of single outliers.
-
-    Within width // 2 of an end it is that of the first or last ``width`` losses.
-    """
-    inner = np.median(sliding_window_view(y, width), axis=1)
-    return np.pad(inner, width // 2, mode="edge")
+    return start + max(start - float(y.min()), 10 * jitter(y))
 
 
 def _kernel(x: Array, bandwidth: float) -> tuple[Array, Array]:
@@ -308,71 +439,68 @@ def _kernel(x: Array, bandwidth: float) -> tuple[Array, Array]:
     return w * (s2 - s1 * d) / det, w * (s0 * d - s1) / det
 
 
-def _apply(weights: tuple[Array, Array], y: Array) -> _Smooth:
-    level, slope = weights
-    # Weights sum to one (level) and zero (slope): taking y[0] off loses no digits to a big offset.
-    z = y - y[0]
-    own, square = np.diagonal(level), (level**2).sum(axis=1)
-    # The variance of a residual about a linear smoother, over that of one loss.
-    free = np.sqrt(np.maximum(1 - 2 * own + square, 0.05))
-    return _Smooth(y[0] + level @ z, slope @ z, np.sqrt(square), free)
+def _apply(weights: Array, y: Array) -> Array:
+    """Level or slope of ``y``: weights sum to one or zero, so y[0] off loses no digits."""
+    level = y[0] if abs(float(weights[0].sum()) - 1) < 0.5 else 0.0
+    return np.asarray(level + weights @ (y - y[0]))
 
 
-def _jitter(y: Array) -> float:
-    """Noise of one loss from differences of neighbours; holds when half the curve explodes."""
-    return float(_MAD * np.median(np.abs(np.diff(y)))) / math.sqrt(2) if len(y) > 1 else 0.0
-
-
-def _noise(raw: Array, curve: _Smooth, start: float, onset: int) -> float:
+def _noise(raw: Array, s: Array, free: Array, start: float, onset: int) -> float:
     """Noise of one loss about the curve, over the part where the gain is not lost."""
-    part = np.abs(raw - curve.s) / curve.free
+    part = np.abs(raw - s) / free
     calm = part[raw <= _cap(raw, start)]
     plateau = part[: max(5, onset)]  # where the start level comes from, and may be noisier
-    return _MAD * max(float(np.median(calm)), float(np.median(plateau)))
+    return MAD * max(float(np.median(calm)), float(np.median(plateau)))
 
 
-def _descent(s: Array, start: float) -> _Descent:
-    """Find the first stretch below the start that is at least half as deep as the deepest."""
-    depth = start - s
-    below = depth > LOST * max(float(depth.max()), 0.0)
+def _descent(gain: Array) -> _Descent:
+    """Find the first stretch with a gain that is at least half as deep as the deepest."""
+    below = gain > LOST * max(float(gain.max()), 0.0)
     edges = np.flatnonzero(np.diff(np.concatenate([[False], below, [False]]).astype(int)))
     stretches = [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
     for a, b in stretches:
-        if depth[a:b].max() >= 0.5 * depth.max():
-            return _Descent(a, a + int(np.argmax(depth[a:b])), b - 1)
-    return _Descent(0, int(np.argmin(s)), len(s) - 1)
+        if gain[a:b].max() >= 0.5 * gain.max():
+            return _Descent(a, a + int(np.argmax(gain[a:b])), b - 1)
+    return _Descent(0, int(np.argmax(gain)), len(gain) - 1)
 
 
-def _significant(curve: _Smooth, descent: _Descent, start: float, noise: float) -> bool:
+def _significant(curve: Curve, descent: _Descent) -> bool:
     """Whether the drop is beyond what noise makes of the lowest of n smoothed losses."""
-    drop = start - float(curve.s[descent.minimum])
-    plateau = max(3, descent.onset)
-    error = noise * math.hypot(float(curve.gain[descent.minimum]), _MEDIAN_SE / math.sqrt(plateau))
-    return drop > max(SIGNIFICANT * error, _ROUNDING * abs(start))
+    low = descent.minimum
+    return bool(curve.gain[low] > max(SIGNIFICANT * curve.error[low], ROUNDING * abs(curve.start)))
 
 
-def _steepest(x: Array, raw: Array, descent: _Descent, start: float) -> int:
-    """Index of the steepest fall per decade between the fall's onset and its minimum."""
-    y = np.minimum(_running_median(raw, 3), start)  # whatever rises above the start is no descent
-    slope = _apply(_kernel(x, SLOPE_BANDWIDTH), y).slope
-    return descent.onset + int(np.argmin(slope[descent.onset : descent.minimum + 1]))
-
-
-def _crossing(x: Array, s: Array, descent: _Descent, start: float) -> float | None:
-    """Rate at which the smoothed loss comes back to the start level after the minimum."""
-    if descent.last + 1 >= len(s):
+def _crossing(x: Array, gain: Array, descent: _Descent, left: float) -> float | None:
+    """Rate after the minimum at which only the share ``left`` of the gain is left."""
+    low = descent.minimum
+    level = left * float(gain[low])
+    below = np.flatnonzero(gain[low:] < level)
+    if not len(below):
         return None
-    level = start - LOST * (start - float(s[descent.minimum]))
-    a, b = descent.last, descent.last + 1
-    t = min(max((level - s[a]) / (s[b] - s[a]), 0.0), 1.0)
-    return float(10 ** (x[a] + t * (x[b] - x[a])))
+    b = low + int(below[0])
+    t = min(max((gain[b - 1] - level) / (gain[b - 1] - gain[b]), 0.0), 1.0)
+    return float(10 ** (x[b - 1] + t * (x[b] - x[b - 1])))
 
 
-def _rise(x: Array, raw: Array, start: float, noise: float) -> float | None:
+def _slide(curve: Curve, descent: _Descent) -> float | None:
+    """Lower end of the first interval of a decade, from the top, whose slopes agree."""
+    x, drop = curve.x, float(curve.gain[descent.minimum])
+    for high in range(len(x) - 1, 0, -1):
+        low = int(np.searchsorted(x, x[high] - 1.0))
+        if x[high] - x[0] < 1.0:
+            return None
+        if abs(curve.slope[high] - curve.slope[low]) <= EVEN * drop:
+            return float(10 ** x[low])
+    return None
+
+
+def _rise(test: RangeTest, raw: Array) -> float | None:
     """Rate at which a loss that never fell rises (by medians of five, which do not leak ahead)."""
-    bound = start + max(SIGNIFICANT * noise, _ROUNDING * abs(start))
-    above = np.flatnonzero(_running_median(raw, 5) > bound)
-    return float(10 ** x[above[0]]) if len(above) else None
+    start = float(np.median(raw[: max(3, len(raw) // 20)]))
+    noise = max(jitter(raw), jitter(raw[: max(MIN_POINTS, len(raw) // 2)]))
+    bound = start + max(SIGNIFICANT * noise, ROUNDING * abs(start))
+    above = np.flatnonzero(running_median(raw, 5) > bound)
+    return test.lrs[int(above[0])] if len(above) else _broke(test, len(raw))
 
 
 # ------------------------------------------------------------------ reasons
@@ -405,158 +533,19 @@ def _no_descent(diverged: float | None) -> str:
 
 
 def _doubt(
-    x: Array, curve: _Smooth, descent: _Descent, start: float, noise: float, diverged: float | None
-) -> str:
-    """Return why a significant descent is no evidence yet, or an empty string."""
+    curve: Curve, descent: _Descent, diverged: float | None
+) -> tuple[Literal["low", "high"] | None, str]:
+    """To which side the sweep missed the action, and the reason in words."""
+    x, gain, low = curve.x, curve.gain, descent.minimum
     if x[descent.onset] - x[0] < ONSET:
-        return (
+        return "low", (
             "the loss falls from the first rate on (starts too high): "
             f"lower start_lr from {10 ** x[0]:.3g}"
         )
-    s, low = curve.s, descent.minimum
-    error = 3 * noise * float(curve.gain[low])
-    if diverged is None and s[low:].max() - s[low] <= max(error, LOST * (start - s[low])):
-        return (
+    margin = max(3 * float(curve.error[low]), LOST * float(gain[low]))
+    if diverged is None and gain[low] - gain[low:].min() <= margin:
+        return "high", (
             "the loss still falls at the last rate (ends too low): "
-            f"raise end_lr from {10 ** x[-1]:.3g}"
+            f"raise end_lr from {10 ** curve.extent[1]:.3g}"
         )
-    return ""
-
-
-# ------------------------------------------------------------------ replicates
-
-
-def pool(tests: Sequence[RangeTest]) -> Proposal:
-    """Make one window of replicates: median centre, widened by disagreement, cut at the edge.
-
-    The centre is the median of the reliable replicates' suggestions in log rate. The window spans
-    centre / 4 to centre * 4 (or as far as their own windows reach, in the median) and, where the
-    replicates disagree, a factor 2 past the 10 % and 90 % quantiles of their suggestions. Without
-    a reliable replicate the window is everything that was swept below the lowest divergence edge.
-
-    Raises:
-        UsageError: no tests.
-    """
-    if not tests:
-        raise UsageError("no range tests to pool: run one first")
-    edge = min((t.lr_diverged for t in tests if t.lr_diverged is not None), default=None)
-    reliable = [t for t in tests if t.reliable]
-    centres = [t.suggestion for t in reliable if t.suggestion is not None]
-    if not centres:
-        return _fallback(tests, edge)
-    logs = np.log(centres)
-    centre = _below(float(np.exp(np.median(logs))), min(centres), edge)
-    reach = float(np.exp(np.median(np.log([t._reach for t in reliable]))))
-    q10, q90 = (float(q) for q in np.exp(np.quantile(logs, [0.1, 0.9])))
-    return Proposal(
-        centre=centre,
-        low=min(centre / reach, q10 / 2),
-        high=_below(max(centre * reach, q90 * 2), centre, edge),
-        lr_diverged=edge,
-        reliable=True,
-        reason=f"{len(centres)} of {len(tests)} replicates reliable, {_spread(centres)}",
-        replicates=len(tests),
-    )
-
-
-def _spread(centres: list[float]) -> str:
-    octaves = math.log2(max(centres) / min(centres))
-    return f"their suggestions within {octaves:.1f} octaves" if len(centres) > 1 else "no spread"
-
-
-def _fallback(tests: Sequence[RangeTest], edge: float | None) -> Proposal:
-    low = min(t.lrs[0] for t in tests)
-    high = max(t.lrs[-1] for t in tests)
-    if edge is not None:
-        low, high = min(low, edge / WINDOW**2), min(high, EDGE * edge)
-    if low >= high:
-        low, high = low / WINDOW, low * WINDOW
-    # Three octaves below divergence rather than the middle of a sweep of decades.
-    centre = math.sqrt(low * high) if edge is None else max(edge / 8, math.sqrt(low * edge / 8))
-    reasons = "; ".join(dict.fromkeys(t.reason for t in tests))
-    return Proposal(
-        centre=centre,
-        low=low,
-        high=high,
-        lr_diverged=edge,
-        reliable=False,
-        reason=f"none of {len(tests)} replicates reliable, so the window is the sweep: {reasons}",
-        replicates=len(tests),
-    )
-
-
-def _below(lr: float, floor: float, edge: float | None) -> float:
-    """Cut ``lr`` to stay below the divergence edge and above ``floor`` (which is below it)."""
-    if edge is None:
-        return lr
-    return min(lr, max(EDGE * edge, math.sqrt(floor * edge)))
-
-
-# ------------------------------------------------------------------ online rules
-
-
-def should_stop(losses: Sequence[float]) -> bool:
-    """Whether a sweep in progress has seen enough: call it with all losses so far.
-
-    True on a non-finite loss, and when the median of five successive losses lies as far above the
-    start as the best lay below it (at least eight times the noise). Only differences
-    count, not the loss's zero, unlike in fastai's and Lightning's "loss > 4 x best". O(n).
-    """
-    y = _finite(losses)
-    if len(y) < len(losses):
-        return True
-    if len(y) < MIN_POINTS:
-        return False
-    start = float(np.median(y[:MIN_POINTS]))
-    smooth = _running_median(y, 5)
-    gain = np.maximum(start - np.minimum.accumulate(smooth), 0.0)
-    margin = np.maximum(gain, max(8 * _jitter(y), _ROUNDING * abs(start)))
-    return bool((smooth > start + margin).any())
-
-
-def exploded(losses: Sequence[float], every: int = 1) -> str | None:
-    """Why an ordinary training run is beyond hope, or None: call it with all losses so far.
-
-    ``every`` is the number of steps between two losses, for the step that the reason names.
-
-    A non-finite loss is the end. Otherwise the medians of the last ten losses and of the ten before
-    must both lie above the start by more than 5 x the best gain so far, 50 x the noise and 3 x
-    the start's own size: a false alarm costs a run, a missed one only time. O(n).
-    """
-    y = _finite(losses)
-    if len(y) < len(losses):
-        step = len(y) * every
-        return f"the loss became {float(losses[len(y)])} at step {step}: lower max_lr"
-    if len(y) < 3 * MIN_POINTS:
-        return None
-    start = min(float(y[0]), float(np.median(y[:5])))  # it may explode within five steps
-    before, last = (float(np.median(part)) for part in (y[-20:-10], y[-10:]))
-    gain = start - float(_running_median(y, 3).min())
-    calm = max(_jitter(y), _jitter(y[:MIN_POINTS]))
-    if min(before, last) - start <= max(5 * gain, 50 * calm, 3 * abs(start)):
-        return None
-    return (
-        f"the loss exploded: it is {last:.4g} at step {(len(y) - 1) * every}, in the beginning "
-        f"{start:.4g}: lower max_lr"
-    )
-
-
-def collapsed(losses: Sequence[float]) -> str | None:
-    """Why a finished run has learned nothing, or None: call it with all losses.
-
-    It fell significantly (by eight times the noise) and ended with 90 % of the gain lost again,
-    after the rate had annealed: a network that died at a high rate sits at the loss of chance,
-    finite and flat, where :func:`exploded` sees nothing. O(n).
-    """
-    y = _finite(losses)
-    if len(y) < 3 * MIN_POINTS:
-        return None
-    start = float(np.median(y[:5]))
-    end = float(np.median(y[-max(MIN_POINTS, len(y) // 10) :]))
-    gain = start - float(_running_median(y, 5).min())
-    if gain <= max(8 * _jitter(y), _ROUNDING * abs(start)) or end < start - LOST * gain:
-        return None
-    return (
-        f"the loss fell from {start:.4g} to {start - gain:.4g} and ended at {end:.4g}: the model "
-        "died on the way, lower max_lr"
-    )
+    return None, "the loss falls from a plateau to a minimum and rises again"

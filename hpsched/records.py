@@ -14,7 +14,8 @@ attribute              of      holds
 ``hpsched:rung:<k>``   trial   :class:`CycleRecord` of the trial's rung k
 ``hpsched:confirm``    trial   :class:`CycleRecord` of a confirmation
 ``hpsched:confirms``   trial   number of the trial that this one repeats with a fresh seed
-``hpsched:standard``   trial   true: the standard recipe at the proposed rate
+``hpsched:refines``    trial   k: the k-th of its context to play the standard recipe, at a rate
+                               chosen to find the best one; 0 is at the proposed rate
 ``hpsched:diverged``   trial   why the run was ended as diverged
 ``hpsched:error``      trial   why the trial failed
 ``hpsched:worker``     trial   id of the worker that runs it
@@ -42,7 +43,7 @@ RANGE_TEST = "hpsched:range_test"
 RUNG = "hpsched:rung:"
 CONFIRM = "hpsched:confirm"
 CONFIRMS = "hpsched:confirms"
-STANDARD = "hpsched:standard"
+REFINES = "hpsched:refines"
 DIVERGED = "hpsched:diverged"
 ERROR = "hpsched:error"
 OWNER = "hpsched:worker"

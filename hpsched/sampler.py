@@ -37,8 +37,9 @@ from optuna.samplers import BaseSampler
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from hpsched import evidence, records
+from hpsched import evidence, lr_curve, records, refine
 from hpsched.errors import RecordError, UsageError
+from hpsched.evidence import Evidence
 from hpsched.records import RecipeSpace
 from hpsched.storage import exclusive
 
@@ -52,6 +53,15 @@ STANDARD_RECIPE = {
 #: κ ≤ 1 costs nothing on unlike tasks and helps a little; κ = 10 ruins.
 STANDARD_KAPPA = 0.3
 KAPPA_RANGE = (0.01, 5.0)
+#: Optimizers that add weight decay to the gradient they normalise: κ has no meaning for them.
+COUPLED = frozenset({"Adam", "NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta", "RMSprop"})
+COUPLED_DECAYS = (1e-6, 1e-2)
+COUPLED_DECAY = 1e-4
+#: Where in the belief about the best max_lr each refining trial lies: the centre, both flanks, and
+#: between. Fewer say too little, more are better spent on the search (docs/calibration.md).
+REFINING = (0.5, 0.15, 0.85, 0.35, 0.65)
+#: Refining trials of each context after the first.
+LATER_ROLES = 2
 #: Horizon assumed for κ when ``suggest_onecycle`` was not told total_steps.
 ASSUMED_STEPS = 1000
 #: Trials of a context before its window may widen towards a best one at its edge.
@@ -67,16 +77,24 @@ class Coordinates:
         centre: The context's proposed max_lr; 1 when there is no evidence.
         window: (low, high) for max_lr.
         momentum_name: ``momentum``, ``beta1`` or ``none``.
+        optimizer: Class name of the user's optimizer.
+        evidence: What centre and window follow from; None when there is none.
     """
 
     recipe: RecipeSpace
     centre: float
     window: tuple[float, float]
     momentum_name: str
+    optimizer: str = ""
+    evidence: Evidence | None = None
 
     @property
     def uses_kappa(self) -> bool:
-        """Whether weight decay is searched as κ (its range was left to us)."""
+        """Whether weight decay is searched as κ: its range was left to us, and κ has a meaning."""
+        return self._free_decay and self.optimizer not in COUPLED
+
+    @property
+    def _free_decay(self) -> bool:
         low, high, log = self.recipe.space.get("weight_decay", (1.0, 1.0, False))
         return log and (low, high) == WEIGHT_DECAY_BOUNDS
 
@@ -88,8 +106,8 @@ class Coordinates:
                 low, high, log = self.recipe.space[field]
                 if field == "max_lr":
                     low, high = (edge / self.centre for edge in self.window)
-                elif field == "weight_decay" and self.uses_kappa:
-                    low, high = KAPPA_RANGE
+                elif field == "weight_decay" and self._free_decay:
+                    low, high = KAPPA_RANGE if self.uses_kappa else COUPLED_DECAYS
                 found[self.recipe.name(field)] = FloatDistribution(low, high, log=log)
         return found
 
@@ -112,15 +130,35 @@ class Coordinates:
             values["max_lr"] *= self.centre
         if self.uses_kappa:
             values["weight_decay"] /= self._unit({**self.recipe.fixed, **values})
+        if "weight_decay" in values and self.evidence is not None:
+            rate = {**self.recipe.fixed, **values}["max_lr"]
+            values["weight_decay"] = min(values["weight_decay"], self.evidence.decay_limit / rate)
         return {field: self._clip(field, value) for field, value in values.items()}
 
-    def standard(self) -> dict[str, float]:
-        """Field → value of the standard recipe at the proposed rate, within the ranges."""
-        wanted = {**STANDARD_RECIPE, "max_lr": self.centre, **self.recipe.fixed}
+    def standard(
+        self, kappa: float = STANDARD_KAPPA, max_lr: float | None = None
+    ) -> dict[str, float]:
+        """Field → value of the standard recipe, at the proposed rate unless told otherwise."""
+        wanted = {**STANDARD_RECIPE, "max_lr": max_lr or self.centre, **self.recipe.fixed}
         values = {**wanted, "weight_decay": self.recipe.fixed.get("weight_decay", 0.0)}
         if "weight_decay" in self.recipe.space:
-            values["weight_decay"] = STANDARD_KAPPA / self._unit(wanted)
+            values["weight_decay"] = (
+                COUPLED_DECAY if self.optimizer in COUPLED else kappa / self._unit(wanted)
+            )
         return {field: self._clip(field, values[field]) for field in self.recipe.space}
+
+    def space_of(self, field: str) -> tuple[float, float, bool]:
+        """(low, high, log) of a field as it is searched."""
+        dist = cast(FloatDistribution, self.space()[self.recipe.name(field)])
+        return dist.low, dist.high, dist.log
+
+    def refining(self, k: int) -> float:
+        """max_lr of the k-th refining trial: a quantile of what is believed by then."""
+        assert self.evidence is not None
+        belief = refine.best_rate(self.evidence.prior, self.evidence.runs)
+        edge = self.evidence.prior.lr_diverged or math.inf
+        rate = self.centre if k == 0 else belief.quantile(REFINING[k])
+        return self._clip("max_lr", min(rate, lr_curve.EDGE * edge))
 
     def _unit(self, values: Mapping[str, float]) -> float:
         """κ per weight decay: effective rate × total_steps."""
@@ -224,8 +262,8 @@ class OneCycleSampler(BaseSampler):
         if key not in self._draws:
             trials = _trials(study)
             where = coordinates(trials, recipe, study.directions)
-            if _takes_standard(study, trials, trial):
-                values = where.standard()
+            if (k := _refines(study, trials, trial, recipe, where)) is not None:
+                values = where.standard(max_lr=where.refining(k) if where.evidence else None)
             else:
                 values = where.from_search(self._sample(study, trial, where))
             self._draws[key] = {recipe.name(field): v for field, v in values.items()}
@@ -264,14 +302,18 @@ def coordinates(
     The window widens by an octave at a time towards a best trial within half an octave of its
     edge, so that a wrong window is left.
     """
-    found = evidence.pool(evidence.of_context(trials, recipe.context_key)) or evidence.pool(
-        evidence.sweeps(trials)
-    )
+    found = evidence.of(trials, recipe, directions)
     low, high, _ = recipe.space.get("max_lr", (recipe.fixed.get("max_lr", 1.0),) * 2 + (True,))
     if found is None or "max_lr" not in recipe.space:
         centre = math.sqrt(low * high)
         name = found.momentum_name if found else "momentum"
-        return Coordinates(recipe=recipe, centre=centre, window=(low, high), momentum_name=name)
+        return Coordinates(
+            recipe=recipe,
+            centre=centre,
+            window=(low, high),
+            momentum_name=name,
+            optimizer=found.optimizer if found else "",
+        )
     proposal = found.proposal
     centre = min(max(proposal.centre, low), high)
     window = _widened((proposal.low, proposal.high), _best_lr(trials, recipe, directions))
@@ -279,7 +321,12 @@ def coordinates(
     if not window[0] < window[1]:  # the user's range lies beside the window: search the range
         window = (low, high)
     return Coordinates(
-        recipe=recipe, centre=centre, window=window, momentum_name=found.momentum_name
+        recipe=recipe,
+        centre=centre,
+        window=window,
+        momentum_name=found.momentum_name,
+        optimizer=found.optimizer,
+        evidence=found,
     )
 
 
@@ -320,24 +367,41 @@ def _spaces(trial: FrozenTrial) -> list[RecipeSpace]:
         return []
 
 
-def _takes_standard(study: Study, trials: Sequence[FrozenTrial], trial: FrozenTrial) -> bool:
-    """Whether this trial plays the standard recipe; workers that draw at once agree on one."""
-    if not _is_first(trials, trial):
-        return False
+def _refines(
+    study: Study,
+    trials: Sequence[FrozenTrial],
+    trial: FrozenTrial,
+    recipe: RecipeSpace,
+    where: Coordinates,
+) -> int | None:
+    """Which refining trial of its context this is, or None; workers that draw at once agree."""
+    if _free_role(trials, trial, recipe, where) is None:
+        return None
     with exclusive(study._storage, study.study_name):
-        first = _is_first(_trials(study), trial)
-        if first:
-            study._storage.set_trial_user_attr(trial._trial_id, records.STANDARD, True)
-    return first
+        k = _free_role(_trials(study), trial, recipe, where)
+        if k is not None:
+            study._storage.set_trial_user_attr(trial._trial_id, records.REFINES, k)
+    return k
 
 
-def _is_first(trials: Sequence[FrozenTrial], trial: FrozenTrial) -> bool:
-    """Whether nobody else holds, or has played, the role of the standard recipe."""
-    return not any(
-        records.STANDARD in t.user_attrs and t.state != TrialState.FAIL
-        for t in trials
-        if t.number != trial.number
-    )
+def _free_role(
+    trials: Sequence[FrozenTrial], trial: FrozenTrial, recipe: RecipeSpace, where: Coordinates
+) -> int | None:
+    """The first role that nobody holds, or has played without failing.
+
+    The first context gets all of them, each further one two: it starts from what the first learned.
+    Without range tests, or several objectives, there is only the standard recipe.
+    """
+    held: dict[str, set[int]] = {}
+    for other in trials:
+        k = other.user_attrs.get(records.REFINES)
+        if k is not None and other.state != TrialState.FAIL and other.number != trial.number:
+            held.setdefault(next(iter(_spaces(other)), recipe).context_key, set()).add(k)
+    roles = len(REFINING) if not held or recipe.context_key == next(iter(held)) else LATER_ROLES
+    if where.evidence is None or len(where.recipe.rungs) == 0:
+        roles = 0 if held else 1
+    taken = held.get(recipe.context_key, set())
+    return next((k for k in range(roles) if k not in taken), None)
 
 
 def _best_lr(

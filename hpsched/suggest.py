@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -19,9 +19,12 @@ from hpsched import evidence, lr_curve, records, schedules
 from hpsched.errors import TrainingError, UsageError
 from hpsched.records import CycleRecord, RecipeSpace, SweepRecord
 from hpsched.sampler import (
+    KAPPA_RANGE,
+    STANDARD_KAPPA,
     STANDARD_RECIPE,
     WEIGHT_DECAY_BOUNDS,
     OneCycleSampler,
+    coordinates,
     find_sampler,
 )
 
@@ -35,9 +38,16 @@ logger = logging.getLogger("hpsched")
 
 BASE_MOMENTUM = (0.75, 0.9)
 MAX_MOMENTUM = (0.9, 0.98)
-#: Weight decays of successive replicates (Smith 1803.09820 section 4.4 tests 1e-3 … 1e-5, 0).
-SWEEP_WEIGHT_DECAYS = (1e-4, 1e-3, 1e-5)
+#: Weight decay of a range test while nothing better is known.
+SWEEP_WEIGHT_DECAY = 1e-4
+#: And of those that no search follows (Smith 1803.09820 section 4.4 tests 1e-3 … 1e-5 and 0).
+LONE_WEIGHT_DECAYS = (1e-4, 1e-3, 1e-5)
 SWEEP_STEPS = 100
+#: Range tests run again, further out, because their range missed the action, and how much further.
+EXTENSIONS = 2
+FURTHER = 100.0
+#: Of the study's budget in full cycles, what range tests may take (but one is always run).
+RANGE_TEST_SHARE = 0.05
 SHORTEST_SWEEP = 20
 MIN_RUNG_STEPS = 50
 _LIMITS = {  # field: (lowest, highest, highest is allowed, log)
@@ -94,8 +104,10 @@ def suggest_onecycle(
         min_steps: Rungs shorter than this are left out.
         range_test: False for none; or a dict with ``num_iter`` (default: at most 100, a third of
             total_steps), ``start_lr`` and ``end_lr`` (default: the ends of max_lr), ``mode``
-            (``exp`` or ``linear``), ``validate_every`` (steps between ``cycle.validate`` calls) and
-            ``stop_diverged`` (False: sweep on after the loss has diverged, while it is finite).
+            (``exp`` or ``linear``), ``validate_every`` (steps between ``cycle.validate`` calls),
+            ``stop_diverged`` (False: sweep on after the loss has diverged, while it is finite) and
+            ``weight_decays`` (of successive range tests; default: typical, the largest that the
+            search may use there, typical, …).
 
     Raises:
         UsageError: A range that is reversed or outside its meaning; a parameter of that name was
@@ -420,24 +432,25 @@ class OneCycle:
 
         assert self._sweep is not None
         options, momentum = self._sweep, self._typical("base_momentum")
-        done = len(self._own_sweeps())
-        decay = self._clip("weight_decay", SWEEP_WEIGHT_DECAYS[done % len(SWEEP_WEIGHT_DECAYS)])
+        own = self._own_sweeps()
+        decays = options["weight_decays"]
+        start, end, steps = _extended(options, own)
         return Cycle(
             values={
                 **{field: self._typical(field) for field in ("div_factor", "pct_start")},
-                "max_lr": options["end_lr"],
+                "max_lr": end,
                 "base_momentum": momentum,
                 "max_momentum": momentum,
-                "weight_decay": decay,
+                "weight_decay": (
+                    decays[len(own) % len(decays)] if decays else self._telling_decay(own)
+                ),
                 "final_div_factor": self.final_div_factor,
             },
             schedules=schedules.OneCycleSchedules(
-                lr=schedules.range_test(
-                    options["num_iter"], options["start_lr"], options["end_lr"], options["mode"]
-                ),
+                lr=schedules.range_test(steps, start, end, options["mode"]),
                 momentum=schedules.constant(momentum),
             ),
-            total_steps=options["num_iter"],
+            total_steps=steps,
             seed=self._seed("range_test", 0),
             kind="range_test",
             name=self._name("range_test", 0),
@@ -502,7 +515,40 @@ class OneCycle:
                 "suggest_onecycle is a plain search space here and runs no range test."
             )
             return False
-        return len(self._own_sweeps()) < sampler.range_tests
+        own = self._own_sweeps()
+        useful = [record for record in own if evidence.range_test(record).missed is None]
+        wanted = len(useful) < sampler.range_tests and len(own) < sampler.range_tests + EXTENSIONS
+        return wanted and self._affordable()
+
+    def _affordable(self) -> bool:
+        """Whether another range test stays within its share of the budget; the first always is."""
+        study = self._study_trial().study
+        settings = study.user_attrs.get(records.SETTINGS, {})
+        cycles = settings.get("cycles") or settings.get("trials")
+        spent = [record.steps for record in evidence.sweeps(study.get_trials(deepcopy=False))]
+        if not spent or cycles is None or self._recipe.total_steps is None:
+            return True
+        assert self._sweep is not None
+        budget = RANGE_TEST_SHARE * cycles * self._recipe.total_steps
+        return bool(sum(spent) + self._sweep["num_iter"] <= budget)
+
+    def _telling_decay(self, own: list[SweepRecord]) -> float:
+        """Weight decay of the next range test: typical, or, every second time, the largest.
+
+        The pair says whether the large weight decays of the search are stable at the rates that
+        the typical one suggests.
+        """
+        trials = self._study_trial().study.get_trials(deepcopy=False)
+        where = coordinates(trials, self._recipe, self._study_trial().study.directions)
+        kappa = KAPPA_RANGE[1] if len(own) % 2 else STANDARD_KAPPA
+        if "weight_decay" in self._recipe.fixed:
+            return self._recipe.fixed["weight_decay"]
+        if where.evidence is None or not where.evidence.prior.reliable:
+            return self._clip("weight_decay", SWEEP_WEIGHT_DECAY)
+        if where.uses_kappa:
+            return where.standard(kappa)["weight_decay"]
+        low, high, _ = where.space_of("weight_decay")
+        return high if len(own) % 2 else min(max(SWEEP_WEIGHT_DECAY, low), high)
 
     def _own_sweeps(self) -> list[SweepRecord]:
         study = self._study_trial().study
@@ -567,14 +613,28 @@ def find_lr(
     start_lr: float = 1e-6,
     end_lr: float = 10.0,
     mode: str = "exp",
+    weight_decays: Sequence[float] | None = None,
+    validate_every: int | None = None,
     stop_diverged: bool = True,
     replicates: int = 3,
     seed: int | None = None,
 ) -> list[lr_curve.RangeTest]:
     """The range test of a ``train(cycle)`` function, by itself: what ``hpsched lr-find`` runs.
 
-    Each replicate has its own seed and weight decay, as in a study; pool them with
-    :func:`hpsched.lr_curve.pool`.
+    Pool the sweeps with :func:`hpsched.proposal.pool`.
+
+    Args:
+        train: One training run, as in a study.
+        num_iter: Steps of a sweep.
+        start_lr: First rate.
+        end_lr: Last rate.
+        mode: ``exp`` (equal steps in log rate) or ``linear``.
+        weight_decays: Sweep with each of these, ``replicates`` times. Default: ``replicates``
+            sweeps in all, with 1e-4, 1e-3, 1e-5 in turn.
+        validate_every: Steps between calls of what ``train`` hands to ``cycle.validate``.
+        stop_diverged: False: sweep on after the loss has diverged, while it is finite.
+        replicates: Sweeps of each weight decay, each with a seed of its own.
+        seed: All seeds follow from it.
 
     Raises:
         UsageError: An option that cannot be right.
@@ -582,16 +642,19 @@ def find_lr(
     """
     if replicates < 1:
         raise UsageError(f"replicates={replicates!r}: at least 1.")
-    sampler = OneCycleSampler(range_tests=replicates, seed=seed)
+    sweeps = replicates * len(_weight_decays(weight_decays) or (1,))
+    sampler = OneCycleSampler(range_tests=sweeps, seed=seed)
     study = optuna.create_study(sampler=sampler, study_name="lr-find")
     sweep = {
         "num_iter": num_iter,
         "start_lr": start_lr,
         "end_lr": end_lr,
         "mode": mode,
+        "validate_every": validate_every,
         "stop_diverged": stop_diverged,
+        "weight_decays": weight_decays or LONE_WEIGHT_DECAYS,
     }
-    for _ in range(replicates):
+    for _ in range(sweeps):
         recipe = suggest_onecycle(study.ask(), num_iter, rungs=1, range_test=sweep)
         recipe._range_test(train)
     trials = study.get_trials(deepcopy=False)
@@ -666,6 +729,7 @@ def _sweep_options(wanted: Any, recipe: RecipeSpace) -> dict[str, Any] | None:
         "mode": "exp",
         "validate_every": None,
         "stop_diverged": True,
+        "weight_decays": None,
     }
     if isinstance(wanted, Mapping):
         unknown = sorted(set(wanted) - set(options))
@@ -677,7 +741,42 @@ def _sweep_options(wanted: Any, recipe: RecipeSpace) -> dict[str, Any] | None:
     schedules.range_test(  # refuses bad options here rather than inside the first trial
         options["num_iter"], options["start_lr"], options["end_lr"], options["mode"]
     )
+    _check_every(options["validate_every"])
+    options["weight_decays"] = _weight_decays(options["weight_decays"])
     return options
+
+
+def _extended(options: Mapping[str, Any], own: Sequence[SweepRecord]) -> tuple[float, float, int]:
+    """First rate, last rate and steps of the next sweep: further out where one missed the action.
+
+    Steps grow with the decades, so that the curve stays as fine.
+    """
+    start, end = float(options["start_lr"]), float(options["end_lr"])
+    decades = math.log(end / start)
+    for record in own:
+        missed = evidence.range_test(record).missed
+        start = min(start, record.lrs[0] / FURTHER if missed == "low" else start)
+        end = max(end, record.lrs[-1] * FURTHER if missed == "high" else end)
+    return start, end, round(options["num_iter"] * math.log(end / start) / decades)
+
+
+def _check_every(steps: Any) -> None:
+    whole = isinstance(steps, int) and not isinstance(steps, bool)
+    if steps is not None and not (whole and steps >= 1):
+        raise UsageError(f"validate_every={steps!r}: steps between validations, at least 1.")
+
+
+def _weight_decays(given: Any) -> tuple[float, ...] | None:
+    """The weight decays to sweep with, checked; None: the default ones."""
+    if given is None:
+        return None
+    try:
+        decays = tuple(map(float, given)) if not isinstance(given, str) else ()
+    except (TypeError, ValueError):
+        decays = ()
+    if not decays or not all(0 <= decay < math.inf for decay in decays):
+        raise UsageError(f"weight_decays={given!r}: numbers of 0 or more, e.g. [1e-3, 1e-4].")
+    return decays
 
 
 def _check_collision(trial: BaseTrial, recipe: RecipeSpace) -> None:

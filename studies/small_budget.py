@@ -31,7 +31,7 @@ import torch
 from optuna.trial import FixedTrial
 
 import hpsched
-from hpsched import lr_curve
+from hpsched import proposal
 from hpsched.errors import TrainingError
 from hpsched.sampler import STANDARD_RECIPE
 from hpsched.suggest import find_lr
@@ -76,7 +76,7 @@ def best_rate(train: Train, steps: int) -> dict[str, Any]:
 
 def proposals(train: Train, times: int) -> list[dict[str, float]]:
     """Centre and window of the pooled range tests, for several seeds."""
-    pooled = [lr_curve.pool(find_lr(train, seed=seed)) for seed in range(times)]
+    pooled = [proposal.pool(find_lr(train, seed=seed)) for seed in range(times)]
     return [{"centre": p.centre, "low": p.low, "high": p.high} for p in pooled]
 
 

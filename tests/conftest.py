@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import socket
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from functools import cache
 import pytest
 
 MARIADB = ("127.0.0.1", 3306)
+BENCH = ("torch_lr_finder", "fastai", "lightning")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -34,11 +36,18 @@ def _no_mariadb() -> str | None:
     return None
 
 
+@cache
+def _no_bench() -> str | None:
+    missing = [name for name in BENCH if importlib.util.find_spec(name) is None]
+    return f"no {', '.join(missing)}: make bench-venv" if missing else None
+
+
 # marker -> why its tests cannot run here, or None when they can
 OBSTACLES: dict[str, Callable[[], str | None]] = {
     "gpu": _no_gpu,
     "browser": _no_browser,
     "mariadb": _no_mariadb,
+    "bench": _no_bench,
 }
 
 

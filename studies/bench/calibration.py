@@ -18,29 +18,41 @@ import argparse
 import json
 import math
 import statistics
+import subprocess
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.trial import FixedTrial
+from rich.console import Console
+from rich.table import Table
 
 import hpsched
+from hpsched import evidence, records
+from hpsched.cycle import BLOCK
+from hpsched.divergence import should_stop
 from hpsched.errors import TrainingError
-from hpsched.sampler import STANDARD_RECIPE
+from hpsched.lr_curve import RangeTest
+from hpsched.proposal import pool
+from hpsched.sampler import REFINING, STANDARD_RECIPE
 from hpsched.suggest import find_lr
+from studies.bench.peers import peers, versions
 from studies.bench.tasks import TASKS, Task
 
 RESULTS = Path(__file__).parent / "results" / "calibration"
+SCORINGS = Path(__file__).parent / "scorings.jsonl"
 WEIGHT_DECAY = 1e-4
 COARSE = range(-30, 8, 2)  # half-octaves: 3e-5 … 8
 COARSE_SEEDS = range(2)
 FINE_SEEDS = range(10)
 REACH = 5  # half-octaves measured on either side of the best
 PRE_STAGES = 20
+SHARES = (9, 3)  # short cycles take total_steps / share
 REPLICATES = 3
 
 Row = dict[str, Any]
@@ -54,13 +66,12 @@ def rate(index: int) -> float:
 # ------------------------------------------------------------------ measuring
 
 
-def full_run(task: Task, max_lr: float, seed: int, steps: int | None = None) -> float:
-    """Score of the standard recipe; inf where it diverged."""
+def complete_run(task: Task, max_lr: float, seed: int, steps: int) -> float:
+    """Score of the standard recipe, a cycle of ``steps``; inf where it diverged."""
     values = {**STANDARD_RECIPE, "max_lr": max_lr, "weight_decay": WEIGHT_DECAY}
-    total_steps = steps or task.total_steps
-    recipe = hpsched.suggest_onecycle(FixedTrial(values), total_steps=total_steps, rungs=1)
+    recipe = hpsched.suggest_onecycle(FixedTrial(values), total_steps=steps, rungs=1)
     try:
-        return recipe.train(task.train, total_steps, seed)
+        return recipe.train(task.train, steps, seed)
     except TrainingError:
         return math.inf
 
@@ -70,7 +81,10 @@ def _measure(job: Row) -> Row:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     task = TASKS[job["task"]]
     if job["kind"] == "grid":
-        return {**job, "value": full_run(task, rate(job["rate"]), job["seed"])}
+        steps = round(task.total_steps / job.get("share", 1))
+        return {**job, "value": complete_run(task, rate(job["rate"]), job["seed"], steps)}
+    if job["kind"] == "study":
+        return {**job, **_study(task, job["seed"])}
     tests = find_lr(task.train, stop_diverged=False, replicates=REPLICATES, seed=job["seed"])
     keep = ("losses", "weight_decay", "momentum", "seed", "optimizer")
     found = [{name: getattr(test, name) for name in keep} for test in tests]
@@ -79,8 +93,35 @@ def _measure(job: Row) -> Row:
     return {**job, "lrs": [float(f"{lr:.6g}") for lr in tests[0].lrs], "sweeps": found}
 
 
+def _study(task: Task, seed: int) -> Row:
+    """What the first trials of a real study believe: range tests, then the refining cycles."""
+    study = optuna.create_study(
+        sampler=hpsched.OneCycleSampler(seed=seed), pruner=hpsched.CyclePruner(), study_name="bench"
+    )
+    study.optimize(
+        lambda trial: hpsched.suggest_onecycle(trial, total_steps=task.total_steps).run(task.train),
+        n_trials=len(REFINING),
+    )
+    recipe = next(records.recipe_spaces(study.trials[0]))
+    found = evidence.of(study.trials, recipe, study.directions)
+    assert found is not None
+    sweeps = sum(sweep.steps for sweep in evidence.sweeps(study.trials))
+    cycles = sum(cycle.steps for trial in study.trials for cycle in records.cycles(trial))
+    row: Row = {"sweep_cost": sweeps / task.total_steps, "cycle_cost": cycles / task.total_steps}
+    for name, proposal in (("prior", found.prior), ("refined", found.proposal)):
+        low, high = proposal.interval
+        row[name] = {
+            "centre": proposal.centre,
+            "window": (proposal.low, proposal.high),
+            "interval": (low, high),
+            "reliable": proposal.reliable,
+            "reason": proposal.reason,
+        }
+    return row
+
+
 def _key(row: Row) -> tuple[Any, ...]:
-    return row["kind"], row.get("rate"), row["seed"]
+    return row["kind"], row.get("rate"), row.get("share"), row["seed"]
 
 
 class Results:
@@ -103,10 +144,11 @@ class Results:
         done = {_key(row) for row in self.rows}
         return [job for job in jobs if _key(job) not in done]
 
-    def grid(self) -> dict[int, list[float]]:
-        """Rate's index → scores by seed."""
+    def grid(self, share: int | None = None) -> dict[int, list[float]]:
+        """Rate's index → scores by seed, of full cycles or of this share of their steps."""
         found: dict[int, list[float]] = {}
-        for row in sorted((r for r in self.rows if r["kind"] == "grid"), key=lambda r: r["seed"]):
+        rows = [r for r in self.rows if r["kind"] == "grid" and r.get("share") == share]
+        for row in sorted(rows, key=lambda r: r["seed"]):
             found.setdefault(row["rate"], []).append(row["value"])
         return found
 
@@ -115,7 +157,8 @@ def _wanted(task: Task, results: Results) -> list[Row]:
     """The next measurements: sweeps, a coarse grid, then a fine one around what looks best."""
     sweeps = [{"task": task.name, "kind": "sweep", "seed": seed} for seed in range(PRE_STAGES)]
     coarse = _grid_jobs(task, COARSE, COARSE_SEEDS)
-    missing = results.missing([*coarse, *sweeps])
+    studies = [{"task": task.name, "kind": "study", "seed": seed} for seed in range(PRE_STAGES)]
+    missing = results.missing([*coarse, *sweeps, *studies])
     if missing:
         return missing
     mean = {index: statistics.fmean(values) for index, values in results.grid().items()}
@@ -124,7 +167,14 @@ def _wanted(task: Task, results: Results) -> list[Row]:
     if fine:
         return fine
     good = best_set(results.grid()).indices
-    return results.missing(_grid_jobs(task, range(min(good) - 2, max(good) + 3), FINE_SEEDS))
+    near = results.missing(_grid_jobs(task, range(min(good) - 2, max(good) + 3), FINE_SEEDS))
+    if near or task.split == "reporting":
+        return near
+    around = range(min(good) - REACH, max(good) + REACH + 1)
+    short = [
+        {**job, "share": share} for job in _grid_jobs(task, around, FINE_SEEDS) for share in SHARES
+    ]
+    return results.missing(short)
 
 
 def _grid_jobs(task: Task, indices: Iterable[int], seeds: Iterable[int]) -> list[Row]:
@@ -188,6 +238,161 @@ def best_set(grid: Mapping[int, Sequence[float]]) -> BestSet:
     return BestSet(tuple(sorted(good)), mean[best], noise)
 
 
+# ------------------------------------------------------------------ scoring
+
+
+def stopped(losses: Sequence[float]) -> Sequence[float]:
+    """The losses that our own sweep would have seen: it looks at each block of ten."""
+    for seen in (1, *range(BLOCK, len(losses), BLOCK)):
+        if should_stop(losses[:seen]):
+            return losses[:seen]
+    return losses
+
+
+def pre_stages(row: Row) -> list[RangeTest]:
+    """The range tests of one pre-stage, as hpsched would have them."""
+    return [
+        RangeTest(lrs=row["lrs"], **{**sweep, "losses": stopped(sweep["losses"])})
+        for sweep in row["sweeps"]
+    ]
+
+
+def _middle(rates: Iterable[float | None]) -> float | None:
+    """Median of what was suggested, in log rate; None when fewer than half suggest anything."""
+    every = list(rates)
+    given = [math.log(rate) for rate in every if rate is not None and 0 < rate < math.inf]
+    return math.exp(statistics.median(given)) if 2 * len(given) > len(every) else None
+
+
+def suggestions(task: Task, row: Row) -> dict[str, float | None]:
+    """Rule → max_lr for one pre-stage: ours pooled, every other rule the median of its three."""
+    tests = pre_stages(row)
+    ours = pool(tests, task.total_steps)
+    found: dict[str, float | None] = {"hpsched": ours.centre if ours.reliable else None}
+    for rule in tests[0].rules:
+        name = "hpsched, one sweep" if rule == "suggestion" else f"our {rule}"
+        found[name] = _middle(
+            test.rules[rule] for test in tests[: 1 if rule == "suggestion" else 3]
+        )
+    for name, peer in peers().items():
+        found[name] = _middle(peer(row["lrs"], sweep["losses"]) for sweep in row["sweeps"])
+    return found
+
+
+def _covers(best: BestSet, window: Sequence[float]) -> bool:
+    return window[0] <= rate(best.indices[-1]) and rate(best.indices[0]) <= window[1]
+
+
+def _octaves(window: Sequence[float]) -> float:
+    return math.log2(window[1] / window[0])
+
+
+def _summary(best: BestSet, centres: Sequence[float | None]) -> Row:
+    """Distance from the best set over pre-stages; None where a rule suggested nothing at all."""
+    given = [centre for centre in centres if centre is not None]
+    errors = [best.error(centre) for centre in given]
+    return {
+        "given": len(given) / len(centres),
+        "median": statistics.median(map(abs, errors)) if errors else None,
+        "worst": max(map(abs, errors)) if errors else None,
+        "bias": statistics.fmean(errors) if errors else None,
+        "spread": statistics.pstdev(math.log2(c) for c in given) if given else None,
+    }
+
+
+def _windows(best: BestSet, proposals: Sequence[Row]) -> Row:
+    centre = statistics.fmean(math.log2(p["centre"]) for p in proposals)
+    return {
+        "covers": statistics.fmean(_covers(best, p["window"]) for p in proposals),
+        "width": statistics.median(_octaves(p["window"]) for p in proposals),
+        "interval covers": statistics.fmean(
+            math.log2(p["interval"][0]) <= centre <= math.log2(p["interval"][1]) for p in proposals
+        ),
+    }
+
+
+def score_task(task: Task) -> Row:
+    """All rules on one task."""
+    results = Results(task.name)
+    best = best_set(results.grid())
+    stages = [row for row in results.rows if row["kind"] == "sweep"]
+    studies = [row for row in results.rows if row["kind"] == "study"]
+    by_rule: dict[str, list[float | None]] = {}
+    ours = []
+    for row in stages:
+        for name, centre in suggestions(task, row).items():
+            by_rule.setdefault(name, []).append(centre)
+        found = pool(pre_stages(row), task.total_steps)
+        window, interval = (found.low, found.high), found.interval
+        ours.append({"centre": found.centre, "window": window, "interval": interval})
+    by_rule["hpsched, refined"] = [row["refined"]["centre"] for row in studies]
+    return {
+        "task": task.name,
+        "best": [rate(best.indices[0]), rate(best.indices[-1])],
+        "noise": best.noise,
+        "rules": {name: _summary(best, centres) for name, centres in by_rule.items()},
+        "sweeps": _windows(best, ours),
+        "refined": {
+            **_windows(best, [row["refined"] for row in studies]),
+            "sweep cost": statistics.fmean(row["sweep_cost"] for row in studies),
+            "cycle cost": statistics.fmean(row["cycle_cost"] for row in studies),
+        },
+    }
+
+
+def score(split: str) -> Row:
+    """Score all tasks of a split, print the tables, and log it: reporting tasks only rarely."""
+    found = [score_task(task) for task in TASKS.values() if task.split == split]
+    over_tasks = {}
+    for name in found[0]["rules"]:
+        rows = [row["rules"][name] for row in found if row["rules"][name]["median"] is not None]
+        over_tasks[name] = {
+            "median": statistics.median(row["median"] for row in rows),
+            "mean": statistics.fmean(row["median"] for row in rows),
+            "worst": max(row["worst"] for row in rows),
+            "given": statistics.fmean(row["rules"][name]["given"] for row in found),
+            "spread": statistics.median(row["spread"] for row in rows),
+        }
+    whole = {"split": split, "rules": over_tasks, "tasks": found, "versions": versions()}
+    _log(whole)
+    _show(whole)
+    return whole
+
+
+def _log(whole: Row) -> None:
+    """One line per scoring, so that nobody can score the reporting tasks unseen."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    ours = {name: whole["rules"][name] for name in ("hpsched", "hpsched, refined")}
+    line = {"date": f"{datetime.now():%Y-%m-%d %H:%M}", "commit": commit, "split": whole["split"]}
+    with SCORINGS.open("a") as file:
+        file.write(json.dumps({**line, "rules": ours}) + "\n")
+
+
+def _show(whole: Row) -> None:
+    console = Console(width=120)
+    rules = Table("rule", "median error", "mean", "worst run", "gave one", "sd over seeds")
+    for name, row in sorted(whole["rules"].items(), key=lambda item: item[1]["mean"]):
+        numbers = (f"{row[key]:.2f}" for key in ("median", "mean", "worst", "given", "spread"))
+        rules.add_row(name, *numbers)
+    console.print(rules)
+    heads = ("sweeps", "worst", "in window", "width", "refined", "worst", "in window", "width")
+    tasks = Table("task", "best max_lr", *heads, "cost (sweeps + cycles)", "90 % interval")
+    for row in whole["tasks"]:
+        cells = []
+        for name, part in (("hpsched", "sweeps"), ("hpsched, refined", "refined")):
+            errors, windows = row["rules"][name], row[part]
+            given = errors["median"] is not None
+            cells += [f"{errors['median']:.2f}", f"{errors['worst']:.2f}"] if given else ["–", "–"]
+            cells += [f"{windows['covers']:.0%}", f"{windows['width']:.1f}"]
+        cost = f"{row['refined']['sweep cost']:.2f} + {row['refined']['cycle cost']:.2f}"
+        low, high = row["best"]
+        sure = f"{row['sweeps']['interval covers']:.0%}"
+        tasks.add_row(row["task"], f"{low:.2g} … {high:.2g}", *cells, cost, sure)
+    console.print(tasks)
+
+
 def main() -> None:
     """Run or score, as the command line says."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -195,8 +400,16 @@ def main() -> None:
     measure = commands.add_parser("run", help="measure what is missing")
     measure.add_argument("--tasks", nargs="*", choices=list(TASKS), default=list(TASKS))
     measure.add_argument("--processes", type=int, default=2)
+    judge = commands.add_parser("score", help="errors of all rules, in octaves")
+    judge.add_argument("--split", choices=["tuning", "reporting"], required=True)
+    judge.add_argument("--output", type=Path, help="write the scores as JSON")
     args = parser.parse_args()
-    run(args.tasks, args.processes)
+    if args.command == "run":
+        run(args.tasks, args.processes)
+        return
+    found = score(args.split)
+    if args.output:
+        args.output.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,167 @@
+"""From range tests to a window for max_lr: what replicates say together, and how sure it is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from hpsched import lr_curve
+from hpsched.errors import UsageError
+from hpsched.lr_curve import Curve, RangeTest, Reading
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array = NDArray[np.float64]
+
+__all__ = ["Proposal", "pool"]
+
+DRAWS = 200  # bootstrap replicates
+INTERVAL = (0.05, 0.95)  # quantiles of the interval
+BETWEEN = 0.04  # decades, spread of the centre between seeds that few replicates do not show
+#: The best max_lr falls by this many octaves as training gets twice as long, and how much that
+#: differs between tasks (docs/calibration.md).
+HORIZON, HORIZON_SPREAD = -0.15, 0.2
+BELOW_EDGE = 2.0**8  # without a descent the window begins this factor below the edge
+USELESS = 4.0  # octaves: a centre less certain than this is no proposal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proposal:
+    """What the evidence says about max_lr: low < centre < high, all rates.
+
+    Attributes:
+        centre: Proposed max_lr.
+        low, high: Window to search.
+        interval: 90 % bootstrap interval of the centre over other seeds.
+        lr_diverged: The lowest divergence edge among the replicates (None: none diverged).
+        reliable: Whether the evidence is good enough; if not, the window is everything that was
+            swept below divergence, and ``reason`` says why.
+        reason: In words, with the remedy.
+        missed: The side on which the sweeps' range missed the action; None: neither.
+        replicates: Range tests that were pooled.
+    """
+
+    centre: float
+    low: float
+    high: float
+    interval: tuple[float, float]
+    lr_diverged: float | None
+    reliable: bool
+    reason: str
+    missed: Literal["low", "high"] | None = None
+    replicates: int = 1
+
+    def moved(self, factor: float) -> Proposal:
+        """All rates but the divergence edge times ``factor``."""
+        low, high = self.interval
+        return replace(
+            self,
+            centre=self.centre * factor,
+            low=self.low * factor,
+            high=self.high * factor,
+            interval=(low * factor, high * factor),
+        )
+
+
+def pool(tests: Sequence[RangeTest], total_steps: int | None = None) -> Proposal:
+    """One window from replicates of a range test, which may differ in seed and weight decay.
+
+    The replicates' gains are averaged over log rate and read as one curve: noise that no single
+    sweep rises above averages out. The centre is the centroid of the gain; it and the window do not
+    pass the lowest divergence edge. Without a significant descent, with a range that missed it, or
+    when the bootstrap interval of the centre spans more than four octaves, the result is not
+    reliable and its window is everything that was swept below divergence.
+
+    Args:
+        tests: The replicates.
+        total_steps: Optimizer steps of the training that max_lr is for. Default: the sweep's.
+
+    Raises:
+        UsageError: no tests.
+    """
+    if not tests:
+        raise UsageError("no range tests to pool: run one first")
+    edge = min((t.lr_diverged for t in tests if t.lr_diverged is not None), default=None)
+    reading = tests[0]._reading if len(tests) == 1 else lr_curve.read(tests)
+    edge = edge if edge is not None else reading.diverged
+    if not reading.reliable or reading.centroid is None:
+        return _fallback(tests, edge, reading.reason, reading.missed)
+    interval = _bootstrap(reading)
+    octaves = math.log2(interval[1] / interval[0])
+    if octaves > USELESS:
+        return _fallback(tests, edge, f"the replicates disagree by {octaves:.1f} octaves", None)
+    longer = 0.0 if total_steps is None else math.log2(total_steps / _steps(tests))
+    moved = 2 ** (HORIZON * longer)
+    centre = lr_curve.below(reading.centroid, interval[0], edge) * moved
+    wider = math.sqrt(interval[1] / interval[0]) * 2 ** (HORIZON_SPREAD * abs(longer))
+    low, high = lr_curve.window(centre, edge, wider)
+    good = sum(test.reliable for test in tests)
+    return Proposal(
+        centre=centre,
+        low=low,
+        high=high,
+        interval=(interval[0] * moved, interval[1] * moved),
+        lr_diverged=edge,
+        reliable=True,
+        reason=f"{good} of {len(tests)} range tests reliable alone; other seeds would move the "
+        f"centre within {octaves:.1f} octaves",
+        replicates=len(tests),
+    )
+
+
+def _steps(tests: Sequence[RangeTest]) -> float:
+    """Planned steps of a sweep, on average."""
+    return sum(len(test.lrs) for test in tests) / len(tests)
+
+
+def _bootstrap(reading: Reading) -> tuple[float, float]:
+    """Interval of the centroid: replicates drawn anew, each with new noise about its curve."""
+    assert reading.curve is not None
+    x, rng = reading.curve.x, np.random.default_rng(0)
+    noisy = np.stack([_noisy(x, part, rng) for part in reading.parts])
+    drawn = rng.integers(0, len(noisy), (len(noisy), DRAWS))
+    gains = noisy[drawn, np.arange(DRAWS)].mean(axis=0)
+    gains = gains[gains.max(axis=1) > 0]
+    if len(gains) < DRAWS * INTERVAL[1]:  # the replicates cancel each other out
+        return float(10 ** x[0]), float(10 ** x[-1])
+    centres = lr_curve.centroid(x, gains, (0, len(x) - 1))
+    low, high = np.quantile(centres + BETWEEN * rng.standard_normal(len(centres)), INTERVAL)
+    return float(10**low), float(10**high)
+
+
+def _noisy(x: Array, part: Curve, rng: np.random.Generator) -> Array:
+    assert part.spread is not None
+    noise = rng.standard_normal((DRAWS, len(part.x))) @ part.spread.T
+    return np.stack([lr_curve.onto(x, part, part.gain + one) for one in noise])
+
+
+def _fallback(
+    tests: Sequence[RangeTest],
+    edge: float | None,
+    reason: str,
+    missed: Literal["low", "high"] | None,
+) -> Proposal:
+    low = min(t.lrs[0] for t in tests)
+    high = max(t.lrs[-1] for t in tests)
+    if edge is not None:
+        # Best rates were found 2 to 6 octaves below the edge, never further (docs/calibration.md).
+        low, high = edge / BELOW_EDGE, min(high, lr_curve.EDGE * edge)
+    if low >= high:
+        low, high = low / lr_curve.WINDOW, low * lr_curve.WINDOW
+    centre = math.sqrt(low * high) if edge is None else edge / 8
+    return Proposal(
+        centre=centre,
+        low=low,
+        high=high,
+        interval=(low, high),
+        lr_diverged=edge,
+        reliable=False,
+        reason=f"{len(tests)} replicates give no proposal, so the window is the sweep: {reason}",
+        missed=missed,
+        replicates=len(tests),
+    )

@@ -1,0 +1,138 @@
+"""From a handful of complete cycles to the best max_lr: where the range test only points.
+
+A range test reads the training loss of a short sweep; what counts is the result of a whole cycle,
+scored by validation, and the best rate moves with the cycle's length. Both are learned here from
+results that the study has anyway: the first rungs of its first trials.
+
+The model, in octaves of max_lr, was read off the tuning tasks of ``studies/bench``
+(docs/calibration.md). About its optimum the score of a cycle is a bowl, and the noise between
+seeds is about as large as the bowl's rise one octave below the optimum, on all of them. The
+unknown height and scale of each length's scores are averaged over, so that any metric will do.
+
+==========  ======  ======================================================================
+symbol      shape   meaning (unit)
+==========  ======  ======================================================================
+``mu``      (M,)    candidates for the best max_lr of a full cycle (log2 rate)
+``slope``   (S,)    change of the best rate with the cycle's length (octaves per octave)
+``x``       (n,)    max_lr of the runs of one length (log2 rate)
+``score``   (n,)    their results, lower is better; inf where the run diverged
+``unit``    (B,)    candidates for one noise's worth of score (score)
+==========  ======  ======================================================================
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from hpsched.proposal import HORIZON, HORIZON_SPREAD, Proposal
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array = NDArray[np.float64]
+
+__all__ = ["Run", "best_rate", "refined"]
+
+CAP = 10.0  # the bowl's rim, in noise: a run worse than that says no more than that it is bad
+HEAVY = 0.3  # noise grows by this share of the distance from the best score
+SPREAD = 1.2  # octaves: how far a reliable range test is off (docs/calibration.md)
+WIDE = 2.5  # octaves: and an unreliable one
+TAILS = 4.0  # degrees of freedom of the prior: the range test is sometimes far off
+MARGIN = 0.5  # octaves that the window reaches past the 90 % interval
+UNITS = np.geomspace(0.03, 3.0, 16)
+OFFSETS = np.arange(-60, 61) / 10  # octaves about the range test's centre
+SLOPES = HORIZON + np.arange(-5, 6) / 10
+
+
+class Run(NamedTuple):
+    """One complete cycle: its length relative to a full one, and its result (inf: diverged)."""
+
+    max_lr: float
+    share: float
+    score: float
+
+
+@dataclass(frozen=True)
+class Belief:
+    """Probabilities ``p`` of candidates ``mu`` for the best max_lr, in log2."""
+
+    mu: Array
+    p: Array
+
+    def quantile(self, share: float) -> float:
+        """The rate below which the best one lies with this probability."""
+        return float(2 ** np.interp(share, np.cumsum(self.p) - 0.5 * self.p, self.mu))
+
+
+def best_rate(prior: Proposal, runs: Sequence[Run]) -> Belief:
+    """Where the best max_lr of a full cycle lies, after these runs.
+
+    The prior is a heavy-tailed t distribution about the proposal's centre, as wide as range tests
+    were found to be off; the horizon's slope has a normal one about what was found on average.
+    Lengths with fewer than two runs, or with none that did not diverge, tell nothing.
+    """
+    mu = math.log2(prior.centre) + OFFSETS
+    spread = SPREAD if prior.reliable else WIDE
+    at = -0.5 * (TAILS + 1) * np.log1p((OFFSETS / spread) ** 2 / TAILS)
+    along = -0.5 * ((SLOPES - HORIZON) / HORIZON_SPREAD) ** 2
+    log_p = at[:, None] + along[None, :]
+    for share in sorted({run.share for run in runs}):
+        same = [run for run in runs if run.share == share]
+        if len(same) > 1 and any(math.isfinite(run.score) for run in same):
+            log_p = log_p + _log_likelihood(mu[:, None] + SLOPES * math.log2(share), same)
+    p = np.exp(log_p - log_p.max()).sum(axis=1)
+    return Belief(mu, p / p.sum())
+
+
+def _log_likelihood(mu: Array, runs: Sequence[Run]) -> Array:
+    """Of runs of one length, for optima ``mu`` of any shape; height and unit averaged over."""
+    x = np.log2([run.max_lr for run in runs])
+    score = np.array([run.score for run in runs])
+    finite = score[np.isfinite(score)]
+    best = float(finite.min())
+    reach = max(float(np.median(finite)) - best, 0.1 * float(np.ptp(finite)), 1e-12)
+    expected = _bowl(x - mu[..., None])
+    weight = 1 / (1 + (HEAVY * expected) ** 2)
+    total = weight.sum(axis=-1)
+    found = []
+    for unit in reach * UNITS:
+        rest = np.minimum((score - best) / unit, CAP) - expected
+        height = (weight * rest).sum(axis=-1) / total
+        square = (weight * (rest - height[..., None]) ** 2).sum(axis=-1)
+        found.append(-0.5 * square + 0.5 * np.log(weight).sum(axis=-1) - 0.5 * np.log(total))
+    return np.asarray(np.logaddexp.reduce(found) - math.log(len(found)))
+
+
+def _bowl(distance: Array) -> Array:
+    """Expected rise of the score, in noise: gentle below the optimum, steep above it."""
+    rise = distance**2 * np.where(distance > 0, 1 + distance, 1.0)
+    return np.minimum(rise, CAP)
+
+
+def refined(prior: Proposal, runs: Sequence[Run]) -> Proposal:
+    """The proposal after these runs: median, 90 % interval, and a window half an octave wider.
+
+    Without at least two runs of one length it is the prior itself.
+    """
+    lengths = [run.share for run in runs]
+    if not any(lengths.count(share) > 1 for share in set(lengths)):
+        return prior
+    belief = best_rate(prior, runs)
+    low, centre, high = (belief.quantile(share) for share in (0.05, 0.5, 0.95))
+    octaves = math.log2(high / low)
+    return Proposal(
+        centre=centre,
+        low=low / 2**MARGIN,
+        high=high * 2**MARGIN,
+        interval=(low, high),
+        lr_diverged=prior.lr_diverged,
+        reliable=True,
+        reason=f"range tests and {len(runs)} complete cycles: the best max_lr is sure to "
+        f"{octaves:.1f} octaves",
+        replicates=prior.replicates,
+    )
