@@ -20,7 +20,7 @@ symbol         shape       meaning (unit)
 ``s``          (n,)        smoothed loss (loss)
 ``start``      ()          level of the loss before it falls (loss)
 ``gain``       (n,)        start - s, what the sweep has gained at each rate (loss)
-``noise``      ()          standard deviation of one loss about ``s`` (loss)
+``noise``      (n,)        standard deviation of one loss about ``s`` (loss)
 ``error``      (n,)        standard error of the gain (loss)
 ``slope``      (n,)        d s / d x (loss per decade)
 ``h``          (n,)        width of the smoothing kernel, one sigma (decades)
@@ -36,7 +36,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -53,6 +53,7 @@ __all__ = ["RangeTest", "read"]
 
 # decades, kernels for the level: the first moves a sharp minimum by at most 0.1 decade
 LEVEL_BANDWIDTHS = (0.1, 0.2, 0.4)
+NOISE_BANDWIDTH = 0.4  # decades, kernel for the noise
 SLOPE_BANDWIDTH = 0.2  # decades, kernel for the slope: a derivative needs more averaging
 UPPER = 0.5  # the centroid weighs what was gained beyond this share of the best
 WINDOW = 4.0  # the window is centre / WINDOW .. centre * WINDOW
@@ -213,6 +214,10 @@ class RangeTest:
         from hpsched.range_test_figure import range_test_figure
 
         return range_test_figure([self], None)
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> Any:
+        """In a notebook, a range test shows its figure, as plotly would."""
+        return self.figure()._repr_mimebundle_(include, exclude)
 
 
 def window(
@@ -396,17 +401,19 @@ def _smooth(test: RangeTest, raw: Array, bandwidth: float) -> Curve:
     own, square = np.diagonal(level), (level**2).sum(axis=1)
     # The standard deviation of a residual about a linear smoother, over that of one loss.
     free = np.sqrt(np.maximum(1 - 2 * own + square, 0.05))
-    noise = _noise(raw, s, free, start, onset)
+    noise = _noise(x, raw, s, free, start, onset)
     tilt = _kernel(x, max(bandwidth, SLOPE_BANDWIDTH))[1]
     return Curve(
         x=x,
         gain=start - s,
-        error=noise * np.hypot(np.sqrt(square), _MEDIAN_SE / math.sqrt(max(3, onset))),
+        error=np.hypot(
+            noise * np.sqrt(square), float(noise[0]) * _MEDIAN_SE / math.sqrt(max(3, onset))
+        ),
         slope=_apply(tilt, np.minimum(y, start)),  # what rises above the start is no descent
         start=start,
         extent=(float(x[0]), math.log10(test.lrs[-1])),
         broke=_broke(test, len(raw)),
-        spread=noise * level,
+        spread=level * noise,
     )
 
 
@@ -445,12 +452,24 @@ def _apply(weights: Array, y: Array) -> Array:
     return np.asarray(level + weights @ (y - y[0]))
 
 
-def _noise(raw: Array, s: Array, free: Array, start: float, onset: int) -> float:
-    """Noise of one loss about the curve, over the part where the gain is not lost."""
+def _noise(x: Array, raw: Array, s: Array, free: Array, start: float, onset: int) -> Array:
+    """Noise of one loss about the curve at each rate: that of the whole, or more where it is more.
+
+    The part where the gain is lost does not count. Noise grows with the rate where a model that
+    can learn nothing is shaken: against the noise of its plateau that would look like a descent.
+    """
     part = np.abs(raw - s) / free
-    calm = part[raw <= _cap(raw, start)]
+    calm = raw <= _cap(raw, start)
+    alone = np.convolve(~calm, np.ones(3), mode="same") == 0  # nor is a neighbour exploding
     plateau = part[: max(5, onset)]  # where the start level comes from, and may be noisier
-    return MAD * max(float(np.median(calm)), float(np.median(plateau)))
+    whole = MAD * max(float(np.median(part[calm])), float(np.median(plateau)))
+    near = np.exp(-0.5 * ((x[None, :] - x[:, None]) / NOISE_BANDWIDTH) ** 2) * alone
+    # Of second differences, which a fall does not change, however steep; medians of them, which
+    # an explosion does not reach.
+    jumps = np.pad(np.abs(np.diff(raw, n=2)), 1, mode="edge") / math.sqrt(6)
+    jumps = MAD * running_median(np.where(alone, jumps, whole / MAD), 5)
+    local = (near @ jumps) / np.maximum(near.sum(axis=1), 1e-9)
+    return np.asarray(np.maximum(whole, local))
 
 
 def _descent(gain: Array) -> _Descent:
@@ -485,7 +504,7 @@ def _crossing(x: Array, gain: Array, descent: _Descent, left: float) -> float | 
 def _slide(curve: Curve, descent: _Descent) -> float | None:
     """Lower end of the first interval of a decade, from the top, whose slopes agree."""
     x, drop = curve.x, float(curve.gain[descent.minimum])
-    for high in range(len(x) - 1, 0, -1):
+    for high in range(descent.last, 0, -1):
         low = int(np.searchsorted(x, x[high] - 1.0))
         if x[high] - x[0] < 1.0:
             return None

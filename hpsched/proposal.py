@@ -27,6 +27,7 @@ BETWEEN = 0.04  # decades, spread of the centre between seeds that few replicate
 #: differs between tasks (docs/calibration.md).
 HORIZON, HORIZON_SPREAD = -0.15, 0.2
 BELOW_EDGE = 2.0**8  # without a descent the window begins this factor below the edge
+TELLING = 0.25  # a draw that gains less than this share of the whole says nothing of the centre
 USELESS = 4.0  # octaves: a centre less certain than this is no proposal
 
 
@@ -126,8 +127,8 @@ def _bootstrap(reading: Reading) -> tuple[float, float]:
     noisy = np.stack([_noisy(x, part, rng) for part in reading.parts])
     drawn = rng.integers(0, len(noisy), (len(noisy), DRAWS))
     gains = noisy[drawn, np.arange(DRAWS)].mean(axis=0)
-    gains = gains[gains.max(axis=1) > 0]
-    if len(gains) < DRAWS * INTERVAL[1]:  # the replicates cancel each other out
+    gains = gains[gains.max(axis=1) > TELLING * reading.curve.gain.max()]
+    if len(gains) < DRAWS / 2:  # the replicates cancel each other out
         return float(10 ** x[0]), float(10 ** x[-1])
     centres = lr_curve.centroid(x, gains, (0, len(x) - 1))
     low, high = np.quantile(centres + BETWEEN * rng.standard_normal(len(centres)), INTERVAL)

@@ -16,7 +16,7 @@ symbol      shape   meaning (unit)
 ``slope``   (S,)    change of the best rate with the cycle's length (octaves per octave)
 ``x``       (n,)    max_lr of the runs of one length (log2 rate)
 ``score``   (n,)    their results, lower is better; inf where the run diverged
-``unit``    (B,)    candidates for one noise's worth of score (score)
+``unit``    (B,)    candidates for one noise's worth of score (share of median - best)
 ==========  ======  ======================================================================
 """
 
@@ -42,6 +42,7 @@ CAP = 10.0  # the bowl's rim, in noise: a run worse than that says no more than 
 HEAVY = 0.3  # noise grows by this share of the distance from the best score
 SPREAD = 1.2  # octaves: how far a reliable range test is off (docs/calibration.md)
 WIDE = 2.5  # octaves: and an unreliable one
+TEMPER = 0.5  # a small unit explains scores by the bowl, not by noise: half of what it would earn
 TAILS = 4.0  # degrees of freedom of the prior: the range test is sometimes far off
 MARGIN = 0.5  # octaves that the window reaches past the 90 % interval
 UNITS = np.geomspace(0.03, 3.0, 16)
@@ -100,11 +101,13 @@ def _log_likelihood(mu: Array, runs: Sequence[Run]) -> Array:
     weight = 1 / (1 + (HEAVY * expected) ** 2)
     total = weight.sum(axis=-1)
     found = []
-    for unit in reach * UNITS:
-        rest = np.minimum((score - best) / unit, CAP) - expected
+    for unit in UNITS:
+        worse = (score - best) / (reach * unit)
+        rest = np.minimum(worse, CAP) - expected
         height = (weight * rest).sum(axis=-1) / total
         square = (weight * (rest - height[..., None]) ** 2).sum(axis=-1)
-        found.append(-0.5 * square + 0.5 * np.log(weight).sum(axis=-1) - 0.5 * np.log(total))
+        told = -0.5 * square + 0.5 * np.log(weight).sum(axis=-1) - 0.5 * np.log(total)
+        found.append(told - TEMPER * (int((worse < CAP).sum()) - 1) * math.log(unit))
     return np.asarray(np.logaddexp.reduce(found) - math.log(len(found)))
 
 

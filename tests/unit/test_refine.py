@@ -1,0 +1,140 @@
+"""The belief about the best max_lr from complete cycles: values, invariances, calibration."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hpsched.proposal import Proposal
+from hpsched.refine import Run, best_rate, refined
+from hpsched.sampler import REFINING
+
+
+def prior(centre: float = 0.1, reliable: bool = True) -> Proposal:
+    return Proposal(
+        centre=centre,
+        low=centre / 4,
+        high=centre * 4,
+        interval=(centre / 1.3, centre * 1.3),
+        lr_diverged=centre * 20,
+        reliable=reliable,
+        reason="",
+        replicates=3,
+    )
+
+
+def cycle(max_lr: float, best: float, share: float, rng: np.random.Generator) -> Run:
+    """A task with another shape than the model's: V-shaped on the log scale, steeper above."""
+    octaves = math.log2(max_lr / best)
+    if octaves > 3:
+        return Run(max_lr, share, math.inf)
+    worse = 1.2 * abs(octaves) ** 1.5 * (2.0 if octaves > 0 else 1.0)
+    return Run(max_lr, share, 0.3 + 0.02 * (worse + rng.normal()))
+
+
+def study(best: float, centre: float = 0.1, seed: int = 0, slope: float = -0.15) -> list[Run]:
+    """Five refining trials: all on the short rung, the best three on the next, one in full."""
+    rng, runs, believed = np.random.default_rng(seed), list[Run](), prior(centre)
+    for share in REFINING:
+        rate = best_rate(believed, runs).quantile(share)
+        runs.append(cycle(rate, best * (1 / 9) ** slope, 1 / 9, rng))
+    for share, keep in ((1 / 3, 3), (1.0, 1)):
+        top = sorted(runs[:5], key=lambda run: run.score)[:keep]
+        runs += [cycle(run.max_lr, best * share**slope, share, rng) for run in top]
+    return runs
+
+
+def octaves(runs: Sequence[Run], best: float, centre: float = 0.1) -> float:
+    return math.log2(best_rate(prior(centre), runs).quantile(0.5) / best)
+
+
+@pytest.mark.parametrize("off", [-3, -2, -1, 0, 1, 2])
+def test_it_finds_the_best_rate_from_a_prior_that_is_octaves_off(off: int) -> None:
+    best = 0.1 * 2.0**off
+    errors = [octaves(study(best, seed=seed), best) for seed in range(20)]
+    assert np.median(np.abs(errors)) < 0.5
+    assert np.max(np.abs(errors)) < 1.5
+
+
+def test_the_interval_covers_the_best_rate() -> None:
+    """Optima drawn from the prior that the model assumes: t with four degrees, 1.2 octaves."""
+    rng, covered = np.random.default_rng(0), []
+    for seed in range(150):
+        best = 0.1 * 2 ** (1.2 * rng.standard_t(4))
+        found = refined(prior(), study(best, seed=seed))
+        covered.append(found.interval[0] <= best <= found.interval[1])
+        assert found.low < found.interval[0] < found.centre < found.interval[1] < found.high
+    assert 0.8 <= np.mean(covered) <= 0.99  # 0.90 claimed
+
+
+def test_without_two_runs_of_a_length_it_is_the_prior() -> None:
+    assert refined(prior(), []) == prior()
+    assert refined(prior(), [Run(0.1, 1 / 9, 0.5), Run(0.1, 1 / 3, 0.4)]) == prior()
+
+
+def test_two_runs_already_lean_to_the_better() -> None:
+    runs = [Run(0.05, 1.0, 0.1), Run(0.2, 1.0, 0.9)]
+    assert refined(prior(), runs).centre < 0.1
+    assert refined(prior(), [Run(0.05, 1.0, 0.9), Run(0.2, 1.0, 0.1)]).centre > 0.1
+
+
+def test_all_diverged_tell_nothing_and_one_diverged_pushes_down() -> None:
+    lost = [Run(0.1, 1.0, math.inf), Run(0.2, 1.0, math.inf)]
+    assert best_rate(prior(), lost).quantile(0.5) == pytest.approx(0.1, rel=0.1)
+    one = [Run(0.05, 1.0, 0.3), Run(0.1, 1.0, 0.31), Run(0.2, 1.0, math.inf)]
+    assert best_rate(prior(), one).quantile(0.5) < 0.08
+
+
+def test_a_slope_between_lengths_carries_on() -> None:
+    """The best rate halves with every factor three in length: beyond what is usual."""
+    rates = [0.4 / 2**k for k in range(6)]
+    bowl = lambda rate, best: 0.3 + 0.02 * math.log2(rate / best) ** 2  # noqa: E731
+    runs = [Run(rate, 1 / 9, bowl(rate, 0.2)) for rate in rates]
+    runs += [Run(rate, 1 / 3, bowl(rate, 0.1)) for rate in rates]
+    assert best_rate(prior(), runs).quantile(0.5) < 0.085
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 10_000),
+    st.floats(-3, 2),
+    st.floats(1e-3, 1e3),
+    st.floats(-100, 100),
+    st.floats(1e-4, 10),
+)
+def test_unit_and_zero_of_score_and_rate_do_not_matter(
+    seed: int, off: float, scale: float, offset: float, rate: float
+) -> None:
+    runs = study(0.1 * 2**off, seed=seed)
+    moved = [
+        Run(run.max_lr * rate, run.share, run.score * scale + offset)
+        if math.isfinite(run.score)
+        else run._replace(max_lr=run.max_lr * rate)
+        for run in runs
+    ]
+    plain, other = best_rate(prior(), runs), best_rate(prior(0.1 * rate), moved)
+    for share in (0.05, 0.5, 0.95):
+        assert other.quantile(share) / rate == pytest.approx(plain.quantile(share), rel=1e-4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.builds(
+            Run,
+            st.floats(1e-8, 1e3),
+            st.sampled_from([1 / 9, 1 / 3, 1.0]),
+            st.one_of(st.just(math.inf), st.floats(-1e12, 1e12)),
+        ),
+        max_size=12,
+    ),
+    st.booleans(),
+)
+def test_any_runs_give_a_usable_proposal(runs: list[Run], reliable: bool) -> None:
+    found = refined(prior(reliable=reliable), runs)
+    assert 0 < found.low < found.centre < found.high < math.inf
