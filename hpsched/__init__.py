@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from hpsched.errors import HpschedError
     from hpsched.ledger import Best
     from hpsched.lr_curve import RangeTest
+    from hpsched.lr_window import RangeTests
     from hpsched.pruner import CyclePruner
-    from hpsched.range_test import lr_range_test
+    from hpsched.range_test import lr_range_test, lr_range_tests
     from hpsched.sampler import OneCycleSampler
     from hpsched.study import best, confirm, create_study, open_study
     from hpsched.suggest import OneCycle, suggest_onecycle
@@ -29,10 +30,12 @@ _HOME = {
     "OneCycle": "suggest",
     "OneCycleSampler": "sampler",
     "RangeTest": "lr_curve",
+    "RangeTests": "lr_window",
     "best": "study",
     "confirm": "study",
     "create_study": "study",
     "lr_range_test": "range_test",
+    "lr_range_tests": "range_test",
     "open_study": "study",
     "schedules": "",
     "suggest_onecycle": "suggest",
@@ -45,10 +48,12 @@ __all__ = [
     "OneCycle",
     "OneCycleSampler",
     "RangeTest",
+    "RangeTests",
     "best",
     "confirm",
     "create_study",
     "lr_range_test",
+    "lr_range_tests",
     "open_study",
     "schedules",
     "suggest_onecycle",

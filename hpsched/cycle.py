@@ -10,7 +10,9 @@ block      steps   losses stay on the device and are looked at once per block
 
 Nothing here synchronises with the device on ordinary steps: a loss is kept as a tensor until
 its block is full. Decisions (a sweep's end, divergence) fall on block boundaries counted in
-steps, never on the clock, so that a run repeated with its seed ends at the same step.
+steps, never on the clock, so that a run repeated with its seed ends at the same step. Where
+several processes train together (torch.distributed), a block is averaged over them first, in one
+small all_reduce, so that all have the same losses and end at the same step.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from hpsched import lr_curve
+from hpsched import divergence, ranks
 from hpsched.errors import TrainingError, UsageError
 from hpsched.schedules import OneCycleSchedules
 
@@ -303,6 +305,9 @@ class Cycle:
         kind: ``range_test``, ``rung``, ``confirm`` or ``final``.
         rung: Index of the rung (0 for a range test).
         name: Unique; for loggers and checkpoints.
+        process_group: Whose processes train this run together: their losses are averaged. None:
+            the default group of torch.distributed, where it is initialised; False: this process
+            trains alone. Another one is to be set before the first ``schedule.step``.
     """
 
     max_lr: float
@@ -329,6 +334,7 @@ class Cycle:
         validate_every: int | None = None,
         stop_diverged: bool = True,
         progress: bool = True,
+        process_group: Any = None,
     ) -> None:
         for field, value in values.items():
             setattr(self, field, value)
@@ -342,20 +348,20 @@ class Cycle:
         self.policy = policy
         self.explicit_momentum = explicit_momentum
         self.drives_momentum = drives_momentum
+        self.process_group = process_group
         self.stopped: str | None = None
         self.diverged: str | None = None
-        self.validation: list[tuple[int, float]] = []
         self._failure: TrainingError | None = None
         self._driver: CycleSchedule | None = None
-        self._validate: Callable[[], float] | None = None
+        self._validate: Callable[[], Any] | None = None
         self._validate_every = validate_every
         self._stop_diverged = stop_diverged
         self._pending: list[Any] = []
         self._losses: list[float] = []
         # A copy of the loss costs more than the whole schedule: long runs keep one in a few.
         self._every = 1 if kind == "range_test" else max(1, total_steps // SAMPLES)
-        self._logged: list[tuple[str, int, Any]] = []
-        self._curves: dict[str, list[tuple[int, float]]] = {}
+        self._logged = _Curves()
+        self._validated = _Curves()
         self._iterators: list[Iterator[Any]] = []
         self._observer = observer.get()
         self._progress_bar = progress
@@ -420,7 +426,7 @@ class Cycle:
         count = (self.total_steps - self.steps) * accumulate
         hidden = self._observer is not None or not self._progress_bar  # a worker draws its own
         bar = tqdm(total=count, desc=self.name, leave=False, disable=hidden or None)
-        source = _rounds(loader)
+        source = rounds(loader)
         try:
             for _ in range(count):
                 yield next(source)
@@ -440,30 +446,43 @@ class Cycle:
             TrainingError: A value that is neither.
         """
         for metric, value in metrics.items():
-            held = self._scalar(f"cycle.log({metric}=…)", value)
-            self._logged.append((metric, self.steps, held))
+            self._logged.add(metric, self.steps, self._scalar(f"cycle.log({metric}=…)", value))
 
-    def validate(self, fn: Callable[[], float]) -> None:
-        """In a range test asked to validate, call ``fn()`` every few steps and keep its value.
+    def validate(self, fn: Callable[[], Any]) -> None:
+        """In a range test asked to validate, call ``fn()`` every few steps and keep what it says.
 
         Does nothing in other runs, so ``train`` may call it always.
+
+        Args:
+            fn: Returns the validation loss, or a dict of metrics, the one to be minimised under
+                ``loss``: numbers or scalar tensors (read with the losses). It puts the model into
+                evaluation mode and back itself.
         """
         self._validate = fn
+
+    @property
+    def validation(self) -> dict[str, list[tuple[int, float]]]:
+        """What :meth:`validate`'s function returned: metric → (step, value), step from 1.
+
+        Synchronises with the device. Not averaged over processes.
+        """
+        return self._validated.read()
 
     def losses(self) -> list[float]:
         """Training losses so far, as floats; of long runs one in a few, about 256 in all.
 
-        Synchronises with the device.
+        Synchronises with the device. Where several processes train together: those up to the last
+        full block, averaged.
         """
-        self._flush()
+        if ranks.size(self.process_group) == 1:  # else all ranks must meet, and do in _look
+            self._flush()
         return self._losses
 
     def curves(self) -> dict[str, list[tuple[int, float | None]]]:
         """Logged curves and the training loss, at most 64 points each."""
-        self._flush_logged()
         logged = {
             metric: [(step, _number(value)) for step, value in points]
-            for metric, points in self._curves.items()
+            for metric, points in self._logged.read().items()
         }
         if self._losses and "loss" not in logged:
             steps = range(1, self.total_steps + 1, self._every)
@@ -493,12 +512,18 @@ class Cycle:
                 "call schedule.step(loss) with the training loss of the step."
             )
         if self._validate and self._validate_every and step % self._validate_every == 0:
-            self.validation.append((step, float(self._validate())))
+            self._keep_validation(step, self._validate())
         if step % (BLOCK * self._every) == 0 or step >= self.total_steps or step == 1:
             self._look(step)
         if self._observer and time.monotonic() >= self._next_progress:
             self._next_progress = time.monotonic() + PROGRESS_SECONDS
             self._observer(self._progress(step))
+
+    def _keep_validation(self, step: int, found: Any) -> None:
+        metrics = found if isinstance(found, Mapping) else {"loss": found}
+        for metric, value in metrics.items():
+            held = self._scalar(f"cycle.validate(fn): {metric!r}", value)
+            self._validated.add(metric, step, held)
 
     def _progress(self, step: int) -> Progress:
         assert self._driver is not None
@@ -514,7 +539,8 @@ class Cycle:
     def _look(self, step: int) -> None:
         """Read the block's losses and end the run if they say so."""
         self._flush()
-        self._flush_logged()
+        self._logged.read()
+        self._validated.read()
         if self._losses and not math.isfinite(self._losses[0]):
             raise self._fail(
                 f"The loss was {self._losses[0]} at the very first step, before any update: no "
@@ -530,7 +556,7 @@ class Cycle:
 
     def _sweep_is_over(self) -> bool:
         if self._stop_diverged:
-            return lr_curve.should_stop(self._losses)
+            return divergence.should_stop(self._losses)
         return not all(map(math.isfinite, self._losses[-BLOCK:]))
 
     def _check_divergence(self, step: int) -> None:
@@ -540,7 +566,7 @@ class Cycle:
         self._next_check = step + max(BLOCK * self._every, step // 20)  # it reads all losses
         if finite and not _above_start(self._losses):
             return
-        self.diverged = lr_curve.exploded(self._losses, self._every)
+        self.diverged = divergence.exploded(self._losses, self._every)
         if self.diverged:
             self._stop(self.diverged)
 
@@ -569,35 +595,55 @@ class Cycle:
             raise self._fail(f"{what} got {value!r}: pass a scalar tensor or a number.") from None
 
     def _flush(self) -> None:
-        if self._pending:
-            self._losses.extend(_read(self._pending))
-            self._pending.clear()
-
-    def _flush_logged(self) -> None:
-        if not self._logged:
+        if not self._pending:
             return
-        values = _read([value for _, _, value in self._logged])
-        for (metric, step, _), value in zip(self._logged, values, strict=True):
-            self._curves.setdefault(metric, []).append((step, value))
-        self._logged.clear()
+        values, group = _read(self._pending), self.process_group
+        if ranks.size(group) > 1:
+            values = ranks.mean(values, group, ranks.device_of(self._pending, group))
+        self._losses.extend(values)
+        self._pending.clear()
 
     def _state(self) -> dict[str, Any]:
-        self._flush()
-        self._flush_logged()
+        # Losses that wait are not averaged yet, and one rank may be the only one that saves.
         return {
             "losses": list(self._losses),
+            "pending": _read(self._pending),
             "next_check": self._next_check,
-            "curves": {metric: list(points) for metric, points in self._curves.items()},
-            "validation": list(self.validation),
+            "curves": _copied(self._logged.read()),
+            "validation": _copied(self._validated.read()),
         }
 
     def _restore(self, state: Mapping[str, Any]) -> None:
-        self._pending.clear()
-        self._logged.clear()
         self._losses[:] = state["losses"]
+        self._pending[:] = state["pending"]
         self._next_check = state["next_check"]
-        self._curves = {metric: list(points) for metric, points in state["curves"].items()}
-        self.validation[:] = state["validation"]
+        self._logged = _Curves(_copied(state["curves"]))
+        self._validated = _Curves(_copied(state["validation"]))
+
+
+class _Curves:
+    """Metric → (step, value) points; what is added waits until it is read together."""
+
+    def __init__(self, points: dict[str, list[tuple[int, float]]] | None = None) -> None:
+        self._points = points or {}
+        self._waiting: list[tuple[str, int, Any]] = []
+
+    def add(self, metric: str, step: int, value: Any) -> None:
+        """Keep a scalar tensor or a number."""
+        self._waiting.append((metric, step, value))
+
+    def read(self) -> dict[str, list[tuple[int, float]]]:
+        """All points as floats; synchronises with the device if some have waited."""
+        if self._waiting:
+            values = _read([value for _, _, value in self._waiting])
+            for (metric, step, _), value in zip(self._waiting, values, strict=True):
+                self._points.setdefault(metric, []).append((step, value))
+            self._waiting.clear()
+        return self._points
+
+
+def _copied(curves: Mapping[str, Sequence[tuple[int, float]]]) -> dict[str, list[Any]]:
+    return {metric: list(points) for metric, points in curves.items()}
 
 
 def _read(values: Sequence[Any]) -> list[float]:
@@ -656,7 +702,7 @@ def execute(cycle: Cycle, train: Callable[[Cycle], Any]) -> Outcome:
             raise cycle._failure
         _check_steps(cycle)
         value, cycle.diverged = _check_value(value)
-        cycle.diverged = cycle.diverged or lr_curve.collapsed(cycle.losses())
+        cycle.diverged = cycle.diverged or divergence.collapsed(cycle.losses())
     return Outcome(
         value=None if cycle.should_stop or cycle.diverged else value,
         diverged=cycle.diverged,
@@ -702,8 +748,14 @@ def _check_value(value: Any) -> tuple[Any, str | None]:
     return (numbers if isinstance(value, list | tuple) else numbers[0]), None
 
 
-def _rounds(loader: Iterable[Any]) -> Any:
-    """The loader's batches without end; a DistributedSampler is told the round."""
+def rounds(loader: Iterable[Any]) -> Any:
+    """The loader's batches without end; a DistributedSampler is told the round.
+
+    Close it to end the loader's worker processes.
+
+    Raises:
+        TrainingError: The loader yields nothing.
+    """
     round_ = 0
     while True:
         for part in ("sampler", "batch_sampler", None):

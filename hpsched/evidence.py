@@ -201,13 +201,21 @@ def range_test(record: SweepRecord) -> lr_curve.RangeTest:
     """The stored replicate as a :class:`~hpsched.RangeTest`."""
     return lr_curve.RangeTest(
         lrs=tuple(record.lrs),
-        losses=tuple(math.nan if loss is None else loss for loss in record.losses),
+        losses=tuple(_value(loss) for loss in record.losses),
         weight_decay=record.weight_decay,
         momentum=record.momentum,
         seed=record.seed,
         optimizer=record.optimizer,
         seconds=record.seconds,
+        validation={
+            metric: [(step, _value(value)) for step, value in points]
+            for metric, points in record.validation.items()
+        },
     )
+
+
+def _value(stored: float | None) -> float:
+    return math.nan if stored is None else stored
 
 
 @functools.lru_cache(maxsize=1024)

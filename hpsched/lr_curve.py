@@ -467,7 +467,7 @@ def _noise(x: Array, raw: Array, s: Array, free: Array, start: float, onset: int
     # Of second differences, which a fall does not change, however steep; medians of them, which
     # an explosion does not reach.
     jumps = np.pad(np.abs(np.diff(raw, n=2)), 1, mode="edge") / math.sqrt(6)
-    jumps = MAD * running_median(np.where(alone, jumps, whole / MAD), 5)
+    jumps = MAD * running_median(np.where(alone, jumps, whole / MAD), 9)
     local = (near @ jumps) / np.maximum(near.sum(axis=1), 1e-9)
     return np.asarray(np.maximum(whole, local))
 

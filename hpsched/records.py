@@ -206,7 +206,8 @@ class SweepRecord(_Record):
         optimizer: Class name, e.g. ``SGD``.
         momentum_name: ``momentum``, ``beta1`` or ``none``.
         steps, seconds: What it cost.
-        validation: (step, value) pairs, when ``cycle.validate`` was used.
+        validation: Metric → (step, value) pairs, when ``cycle.validate`` was used; value None where
+            it was not finite.
     """
 
     name: str
@@ -220,7 +221,7 @@ class SweepRecord(_Record):
     momentum_name: str
     steps: int
     seconds: float
-    validation: tuple[tuple[int, float], ...] = ()
+    validation: dict[str, list[tuple[int, float | None]]] = dataclasses.field(default_factory=dict)
 
     def check(self) -> None:  # noqa: D102
         if len(self.lrs) < len(self.losses):
@@ -229,6 +230,9 @@ class SweepRecord(_Record):
             raise ValueError("a learning rate that is not a positive number")
         if not all(loss is None or isinstance(loss, float | int) for loss in self.losses):
             raise ValueError("a loss that is not a number")
+        for metric, points in self.validation.items():
+            if not all(1 <= step <= len(self.lrs) for step, _ in points):
+                raise ValueError(f"validation: {metric!r} at a step that the sweep does not have")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -476,7 +476,10 @@ class OneCycle:
             momentum_name=driver.momentum_name,
             steps=outcome.steps,
             seconds=round(outcome.seconds, 4),
-            validation=tuple(cycle.validation),
+            validation={
+                metric: [(step, records.significant(value)) for step, value in points]
+                for metric, points in cycle.validation.items()
+            },
         )
 
     def _cycle(self, kind: Any, steps: int, seed: int, *, rung: int = 0, name: str = "") -> Cycle:
@@ -741,6 +744,8 @@ def _sweep_options(wanted: Any, recipe: RecipeSpace) -> dict[str, Any] | None:
     schedules.range_test(  # refuses bad options here rather than inside the first trial
         options["num_iter"], options["start_lr"], options["end_lr"], options["mode"]
     )
+    if not options["start_lr"] > 0:  # a linear sweep could begin at 0, but no curve in log rate
+        raise UsageError(f"start_lr={options['start_lr']!r}: a positive rate, e.g. 1e-6.")
     _check_every(options["validate_every"])
     options["weight_decays"] = _weight_decays(options["weight_decays"])
     return options

@@ -78,7 +78,7 @@ def test_three_workers_share_a_budget_of_trials(fleet: Fleet) -> None:
     assert max(confirmed.values()) <= 3
     assert len({pid for pid, _, _ in fleet.calls()}) == 3
     assert len({tuple(sorted(trial.params.items())) for trial in search(trials)}) == 15
-    assert sum(records.STANDARD in trial.user_attrs for trial in trials) == 1
+    assert sum(records.REFINES in trial.user_attrs for trial in trials) == 1
     numbers = [trial.number for trial in trials]
     assert numbers == list(range(len(trials)))
 

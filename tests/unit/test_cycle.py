@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import itertools
+import json
 import math
 import multiprocessing
 import time
@@ -15,13 +16,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import optuna
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from hpsched import lr_curve, schedules
+import hpsched
+from hpsched import divergence, evidence, records, schedules
 from hpsched.cycle import (
     BLOCK,
     Cycle,
@@ -33,7 +36,7 @@ from hpsched.cycle import (
     observer,
 )
 from hpsched.cycle import StopTraining as Stop
-from hpsched.errors import TrainingError, UsageError
+from hpsched.errors import RecordError, TrainingError, UsageError
 from hpsched.schedules import OneCycleSchedules
 
 torch.set_num_threads(1)
@@ -807,7 +810,7 @@ def test_the_cheap_look_misses_no_explosion() -> None:
         growth = np.exp(rng.uniform(0, 1) * np.maximum(np.arange(n) - at, 0).clip(max=200))
         losses = (rng.normal(0, 2) + rng.normal(0, 0.1, n) + growth - 1).tolist()
         losses[: rng.integers(0, 5)] = []  # the start may explode too
-        if lr_curve.exploded(losses):
+        if divergence.exploded(losses):
             found += 1
             assert _above_start(losses)
     assert found > 50
@@ -1068,9 +1071,9 @@ def test_a_curve_named_loss_is_the_users() -> None:
 def test_validation_at_sweep_points() -> None:
     calls = iter(range(100))
     for options, expected in (
-        ({"kind": "range_test", "validate_every": 8}, [(8, 0.0), (16, 1.0)]),
-        ({"kind": "range_test"}, []),
-        ({"kind": "rung"}, []),
+        ({"kind": "range_test", "validate_every": 8}, {"loss": [(8, 0.0), (16, 1.0)]}),
+        ({"kind": "range_test"}, {}),
+        ({"kind": "rung"}, {}),
     ):
         cycle = make_cycle(20, **options)
 
@@ -1080,6 +1083,82 @@ def test_validation_at_sweep_points() -> None:
 
         execute(cycle, train)
         assert cycle.validation == expected
+
+
+def test_validation_keeps_all_metrics() -> None:
+    def measure() -> dict[str, Any]:
+        return {"loss": torch.tensor(0.5), "accuracy": 1, "size": torch.tensor([2.0])}
+
+    cycle = validating(measure)
+    assert cycle.validation == {
+        "loss": [(5, 0.5), (10, 0.5), (15, 0.5), (20, 0.5)],
+        "accuracy": [(5, 1.0), (10, 1.0), (15, 1.0), (20, 1.0)],
+        "size": [(5, 2.0), (10, 2.0), (15, 2.0), (20, 2.0)],
+    }
+
+
+def validating(measure: Callable[[], Any]) -> Cycle:
+    cycle = make_cycle(20, kind="range_test", validate_every=5)
+
+    def train(cycle: Cycle) -> float:
+        cycle.validate(measure)
+        return stepping()(cycle)  # type: ignore[no-any-return]
+
+    execute(cycle, train)
+    return cycle
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (None, r"cycle\.validate\(fn\): 'loss' got None"),
+        ({"top5": "high"}, "'top5' got 'high'"),
+        ({"loss": torch.ones(3)}, r"'loss' got a tensor of shape \(3,\)"),
+    ],
+)
+def test_validation_that_is_no_number(value: Any, message: str) -> None:
+    with pytest.raises(TrainingError, match=message):
+        validating(lambda: value)
+
+
+def test_validation_survives_a_checkpoint() -> None:
+    first = make_cycle(20, kind="range_test", validate_every=5)
+    schedule = first.schedule(sgd())
+    first.validate(lambda: torch.tensor(float(first.steps)))
+    for _ in range(7):
+        schedule.step(1.0)
+    second = make_cycle(20, kind="range_test", validate_every=5)
+    resumed = second.schedule(sgd())
+    resumed.load_state_dict(schedule.state_dict())
+    second.validate(lambda: second.steps)
+    for _ in range(12):
+        resumed.step(1.0)
+    assert second.validation == {"loss": [(5, 5.0), (10, 10.0), (15, 15.0)]}
+    assert first.validation == {"loss": [(5, 5.0)]}
+    assert len(second.losses()) == 19
+
+
+def test_validation_of_a_study_comes_back_with_its_range_test() -> None:
+    """Through JSON, NaN included."""
+    study = optuna.create_study(sampler=hpsched.OneCycleSampler(seed=0))
+    trial = study.ask()
+    sweep = {"num_iter": 20, "validate_every": 10}
+    recipe = hpsched.suggest_onecycle(trial, 90, rungs=1, range_test=sweep)
+
+    def train(cycle: Cycle) -> float:
+        cycle.validate(lambda: {"loss": 0.25, "accuracy": math.nan})
+        return stepping()(cycle)  # type: ignore[no-any-return]
+
+    recipe.run(train)
+    (stored,) = evidence.sweeps(study.get_trials())
+    copied = records.SweepRecord.from_json(json.loads(json.dumps(stored.to_json())), "here")
+    assert copied.validation["accuracy"] == [[10, None], [20, None]]
+    test = evidence.range_test(copied)
+    assert test.validation["loss"] == [(10, 0.25), (20, 0.25)]
+    assert math.isnan(test.validation["accuracy"][1][1])
+    bad = {**stored.to_json(), "validation": {"loss": [[21, 1.0]]}}
+    with pytest.raises(RecordError, match="'loss' at a step that the sweep does not have"):
+        records.SweepRecord.from_json(bad, "here")
 
 
 # ------------------------------------------------------------------ mixed precision, progress

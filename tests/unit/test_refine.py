@@ -57,8 +57,10 @@ def octaves(runs: Sequence[Run], best: float, centre: float = 0.1) -> float:
 def test_it_finds_the_best_rate_from_a_prior_that_is_octaves_off(off: int) -> None:
     best = 0.1 * 2.0**off
     errors = [octaves(study(best, seed=seed), best) for seed in range(20)]
-    assert np.median(np.abs(errors)) < 0.5
-    assert np.max(np.abs(errors)) < 1.5
+    # Far off it takes more than five trials to get all the way there.
+    far = max(abs(off) - 1, 0)
+    assert np.median(np.abs(errors)) < 0.4 + 0.5 * far
+    assert np.max(np.abs(errors)) < 1.0 + 0.5 * far
 
 
 def test_the_interval_covers_the_best_rate() -> None:
@@ -92,11 +94,18 @@ def test_all_diverged_tell_nothing_and_one_diverged_pushes_down() -> None:
 
 def test_a_slope_between_lengths_carries_on() -> None:
     """The best rate halves with every factor three in length: beyond what is usual."""
-    rates = [0.4 / 2**k for k in range(6)]
-    bowl = lambda rate, best: 0.3 + 0.02 * math.log2(rate / best) ** 2  # noqa: E731
-    runs = [Run(rate, 1 / 9, bowl(rate, 0.2)) for rate in rates]
-    runs += [Run(rate, 1 / 3, bowl(rate, 0.1)) for rate in rates]
-    assert best_rate(prior(), runs).quantile(0.5) < 0.085
+
+    def found(*best: float) -> float:
+        rates = [0.4 / 2**k for k in range(6)]
+        runs = [
+            Run(rate, share, 0.3 + 0.02 * math.log2(rate / here) ** 2)
+            for share, here in zip((1 / 9, 1 / 3), best, strict=True)
+            for rate in rates
+        ]
+        return math.log2(best_rate(prior(), runs).quantile(0.5))
+
+    assert found(0.2, 0.1) < found(0.1, 0.1) - 0.1
+    assert found(0.1, 0.2) > found(0.2, 0.2) + 0.1 > found(0.1, 0.1) + 0.4
 
 
 @settings(max_examples=40, deadline=None)
