@@ -44,6 +44,7 @@ SPREAD = 1.2  # octaves: how far a reliable range test is off (docs/calibration.
 WIDE = 2.5  # octaves: and an unreliable one
 TEMPER = 0.5  # a small unit explains scores by the bowl, not by noise: half of what it would earn
 TAILS = 4.0  # degrees of freedom of the prior: the range test is sometimes far off
+BRINK, STEEP = 1.5, 2.5  # runs diverge from about this many octaves above the optimum on
 MARGIN = 0.5  # octaves that the window reaches past the 90 % interval
 UNITS = np.geomspace(0.03, 3.0, 16)
 OFFSETS = np.arange(-60, 61) / 10  # octaves about the range test's centre
@@ -75,7 +76,7 @@ def best_rate(prior: Proposal, runs: Sequence[Run]) -> Belief:
 
     The prior is a heavy-tailed t distribution about the proposal's centre, as wide as range tests
     were found to be off; the horizon's slope has a normal one about what was found on average.
-    Lengths with fewer than two runs, or with none that did not diverge, tell nothing.
+    The scores of a length tell something from two on, and a diverged run that the optimum is lower.
     """
     mu = math.log2(prior.centre) + OFFSETS
     spread = SPREAD if prior.reliable else WIDE
@@ -83,20 +84,24 @@ def best_rate(prior: Proposal, runs: Sequence[Run]) -> Belief:
     along = -0.5 * ((SLOPES - HORIZON) / HORIZON_SPREAD) ** 2
     log_p = at[:, None] + along[None, :]
     for share in sorted({run.share for run in runs}):
+        optimum = mu[:, None] + SLOPES * math.log2(share)
         same = [run for run in runs if run.share == share]
-        if len(same) > 1 and any(math.isfinite(run.score) for run in same):
-            log_p = log_p + _log_likelihood(mu[:, None] + SLOPES * math.log2(share), same)
+        scored = [run for run in same if math.isfinite(run.score)]
+        for run in same:
+            if run not in scored:
+                log_p = log_p + _log_diverges(math.log2(run.max_lr) - optimum)
+        if len(scored) > 1:
+            log_p = log_p + _log_likelihood(optimum, scored)
     p = np.exp(log_p - log_p.max()).sum(axis=1)
     return Belief(mu, p / p.sum())
 
 
 def _log_likelihood(mu: Array, runs: Sequence[Run]) -> Array:
-    """Of runs of one length, for optima ``mu`` of any shape; height and unit averaged over."""
+    """Of scores of one length, for optima ``mu`` of any shape; height and unit averaged over."""
     x = np.log2([run.max_lr for run in runs])
     score = np.array([run.score for run in runs])
-    finite = score[np.isfinite(score)]
-    best = float(finite.min())
-    reach = max(float(np.median(finite)) - best, 0.1 * float(np.ptp(finite)), 1e-12)
+    best = float(score.min())
+    reach = max(float(np.median(score)) - best, 0.1 * float(np.ptp(score)), 1e-12)
     expected = _bowl(x - mu[..., None])
     weight = 1 / (1 + (HEAVY * expected) ** 2)
     total = weight.sum(axis=-1)
@@ -117,13 +122,18 @@ def _bowl(distance: Array) -> Array:
     return np.minimum(rise, CAP)
 
 
+def _log_diverges(distance: Array) -> Array:
+    """Log probability that a run this many octaves above the optimum diverges, up to a factor."""
+    return np.asarray(-np.logaddexp(0, -STEEP * (distance - BRINK)))
+
+
 def refined(prior: Proposal, runs: Sequence[Run]) -> Proposal:
     """The proposal after these runs: median, 90 % interval, and a window half an octave wider.
 
-    Without at least two runs of one length it is the prior itself.
+    Without two scores of one length, or a diverged run, it is the prior itself.
     """
-    lengths = [run.share for run in runs]
-    if not any(lengths.count(share) > 1 for share in set(lengths)):
+    lengths = [run.share for run in runs if math.isfinite(run.score)]
+    if len(lengths) == len(runs) and len(set(lengths)) == len(lengths):
         return prior
     belief = best_rate(prior, runs)
     low, centre, high = (belief.quantile(share) for share in (0.05, 0.5, 0.95))

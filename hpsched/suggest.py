@@ -424,8 +424,8 @@ class OneCycle:
         test = evidence.range_test(record)
         if test.reliable:
             logger.info("trial %d: range test suggests %.3g", trial.number, test.suggestion)
-        else:
-            logger.warning("trial %d: range test: %s", trial.number, test.reason)
+        elif doubt := evidence.doubt(self._own_sweeps()):  # together they may still be clear
+            logger.warning("trial %d: range test: %s", trial.number, doubt)
 
     def _sweep_cycle(self) -> Cycle:
         from hpsched.cycle import Cycle
