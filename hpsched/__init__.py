@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from hpsched.errors import HpschedError
     from hpsched.ledger import Best
     from hpsched.lr_curve import RangeTest
-    from hpsched.lr_window import RangeTests
     from hpsched.pruner import CyclePruner
     from hpsched.range_test import lr_range_test, lr_range_tests
     from hpsched.sampler import OneCycleSampler
     from hpsched.study import best, confirm, create_study, open_study
     from hpsched.suggest import OneCycle, suggest_onecycle
+    from hpsched.weight_decay import RangeTests
 
 _HOME = {
     "Best": "ledger",
@@ -30,7 +30,7 @@ _HOME = {
     "OneCycle": "suggest",
     "OneCycleSampler": "sampler",
     "RangeTest": "lr_curve",
-    "RangeTests": "lr_window",
+    "RangeTests": "weight_decay",
     "best": "study",
     "confirm": "study",
     "create_study": "study",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import math
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ SKY, PINK, INK, GREY, PALE = "#56B4E9", "#CC79A7", "#1B1F24", "#7A828C", "#C3C9D
 COLOURS = (BLUE, ORANGE, GREEN, PINK, SKY, RED, INK)
 SHADES = "Viridis"
 TICKS = 7  # on an axis, at most
+SUBTITLE_WIDTH, SUBTITLE_LINE = 60, 16  # letters that a telephone shows, pixels of a line
 
 _AXIS = {
     "automargin": True,
@@ -59,6 +61,37 @@ def styled(figure: go.Figure, title: str, **layout: Any) -> go.Figure:
     """The figure in the common style, with this title and other layout."""
     text = html.escape(title, quote=False)
     return figure.update_layout(template=TEMPLATE, title_text=text, **layout)
+
+
+def subtitled(figure: go.Figure, text: str) -> go.Figure:
+    """The figure with a line or more of small text under its title, and room for them."""
+    lines = [html.escape(line, quote=False) for line in _wrapped(text)]
+    room = SUBTITLE_LINE * len(lines)
+    subtitle = {"text": "<br>".join(lines), "font": {"size": 12, "color": GREY}}
+    height, top = _height_and_top(figure)
+    return figure.update_layout(title_subtitle=subtitle, height=height + room, margin_t=top + room)
+
+
+def untitled(figure: go.Figure) -> go.Figure:
+    """The figure without title and subtitle, for a page that says them in its own text."""
+    lines = figure.layout.title.subtitle.text
+    room = SUBTITLE_LINE * (lines.count("<br>") + 1) if lines else 0
+    height, top = _height_and_top(figure)
+    figure.update_layout(title_text=None, title_subtitle_text=None)
+    return figure.update_layout(height=height - room, margin_t=max(top - room - 30, 26))
+
+
+def _height_and_top(figure: go.Figure) -> tuple[int, int]:
+    layout, default = figure.layout, TEMPLATE.layout
+    return int(layout.height or default.height), int(layout.margin.t or default.margin.t)
+
+
+def _wrapped(text: str) -> list[str]:
+    """As few lines as a telephone allows, of about equal length."""
+    fewest = textwrap.wrap(text, SUBTITLE_WIDTH)
+    widths = range(len(text) // max(len(fewest), 1), SUBTITLE_WIDTH)
+    balanced = (textwrap.wrap(text, width) for width in widths if width)
+    return next((lines for lines in balanced if len(lines) == len(fewest)), fewest)
 
 
 def empty(title: str, text: str) -> go.Figure:
@@ -104,7 +137,8 @@ def add_across(
     figure: go.Figure, kind: str, name: str, x0: float, x1: float, y: str = "paper", **more: Any
 ) -> None:
     """A shape over the whole height of the plot, under the curves."""
-    figure.add_shape(type=kind, name=name, x0=x0, x1=x1, y0=0, y1=1, yref=y, layer="below", **more)
+    place = {"x0": x0, "x1": x1, "y0": 0, "y1": 1, "yref": y}
+    figure.add_shape(type=kind, name=name, **{"layer": "below", **place, **more})
 
 
 def is_new(figure: go.Figure, name: str) -> bool:

@@ -391,7 +391,7 @@ def _smooth(test: RangeTest, raw: Array, bandwidth: float) -> Curve:
     x = np.log10(np.asarray(test.lrs[: len(raw)]))
     y = running_median(raw, 3)
     level, _ = _kernel(x, bandwidth)
-    head = max(3, len(raw) // 10)
+    head = max(3, int((x <= x[0] + 0.1 * (x[-1] - x[0])).sum()))
     start = float(np.median(raw[:head]))
     for _ in range(2):
         s = _apply(level, np.minimum(y, _cap(y, start)))
@@ -438,12 +438,18 @@ def _kernel(x: Array, bandwidth: float) -> tuple[Array, Array]:
     "Local Polynomial Modelling and Its Applications", 1996, section 3.2).
     """
     d = x[None, :] - x[:, None]
-    # A coarse or linear sweep has few rates per decade: let the kernel reach two neighbours.
-    h = np.maximum(bandwidth, np.sort(np.abs(d), axis=1)[:, 2])[:, None]
+    # A coarse sweep has few rates per decade: let the kernel reach two neighbours, but not those
+    # across the decades between the first rates of a linear sweep.
+    coarse = min(2 * float(np.median(np.diff(x))), 2.0)
+    h = np.maximum(bandwidth, np.minimum(np.sort(np.abs(d), axis=1)[:, 2], coarse))[:, None]
     w = np.exp(-0.5 * (d / h) ** 2)
     s0, s1, s2 = ((w * d**k).sum(axis=1, keepdims=True) for k in range(3))
     det = s0 * s2 - s1**2
-    return w * (s2 - s1 * d) / det, w * (s0 * d - s1) / det
+    alone = det < 1e-3 * (s0 * h) ** 2  # next to no neighbours: no line through them
+    det = np.where(alone, 1.0, det)
+    return np.where(alone, w / s0, w * (s2 - s1 * d) / det), np.where(
+        alone, 0.0, w * (s0 * d - s1) / det
+    )
 
 
 def _apply(weights: Array, y: Array) -> Array:

@@ -29,6 +29,14 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{rounded:,.10f}".rstrip("0").rstrip(".")
 
 
+def rate_text(value: float | None) -> str:
+    """A rate or weight decay to two digits, as people write them: 1e-4, 0.05, 0; ``–`` for None."""
+    if value is None or not 0 < value < 0.001:
+        return number(value, 2)
+    digits, exponent = f"{value:.1e}".split("e")
+    return f"{float(digits):g}e{int(exponent)}"
+
+
 def mean_and_spread(found: Candidate) -> str:
     """``mean ± spread``, both to the spread's second digit; the mean alone without a spread.
 

@@ -38,7 +38,7 @@ from hpsched.cycle import Cycle, Outcome
 from hpsched.divergence import MIN_POINTS
 from hpsched.errors import UsageError
 from hpsched.lr_curve import RangeTest
-from hpsched.lr_window import RangeTests
+from hpsched.weight_decay import RangeTests
 
 __all__ = ["lr_range_test", "lr_range_tests"]
 

@@ -23,6 +23,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from hpsched import evidence, figures, records
 from hpsched.errors import UsageError
 from hpsched.figure_data import ranked
+from hpsched.figure_style import untitled
 from hpsched.ledger import Best, Candidate, Cost, Run, optimizer_name
 from hpsched.present import duration, mean_and_spread, number, torch_snippet
 from hpsched.records import RecipeSpace, SweepRecord
@@ -319,9 +320,7 @@ class _Figure:
 
 def _figure(name: str, figure: go.Figure, note: str, context: str = "") -> _Figure:
     caption = html.unescape(figure.layout.title.text or "")
-    top = figure.layout.margin.t or 64
-    figure.update_layout(title_text=None, margin_t=max(top - 30, 26))
-    data = figure.to_json()
+    data = untitled(figure).to_json()
     for character in "<>&":  # nothing in a figure may end the script element that holds it
         data = data.replace(character, f"\\u{ord(character):04x}")
     height = int(figure.layout.height or figure.layout.template.layout.height)

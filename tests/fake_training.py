@@ -28,6 +28,7 @@ class FakeTraining:
     best_lr: float = 0.3
     noise: float = 0.01
     horizon: int = 900
+    edge: float = math.inf  # divergence; 8 × best_lr when that is lower
     calls: list[tuple[str, int, float]] = field(default_factory=list)
     fail_on: Callable[[hpsched.Cycle], bool] = lambda cycle: False
 
@@ -38,7 +39,8 @@ class FakeTraining:
         rng = np.random.default_rng(cycle.seed)
         optimizer = Optimizer(cycle.max_lr)
         schedule = cycle.schedule(optimizer)
-        progress, burst, edge, broken = 0.0, 0.0, 8 * self.best_lr, False
+        progress, burst, broken = 0.0, 0.0, False
+        edge = min(8 * self.best_lr, self.edge)
         for _ in range(cycle.total_steps):
             loss = 0.3 + 2.0 * math.exp(-0.15 * progress) + 0.02 * rng.standard_normal() + burst
             lr = optimizer.param_groups[0]["lr"]  # its effect shows at the next step

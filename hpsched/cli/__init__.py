@@ -13,7 +13,13 @@ import optuna
 from rich.markup import escape
 from sqlalchemy.exc import SQLAlchemyError
 
-from hpsched.cli import demo, studies, tools, workers  # noqa: F401 (they register with the app)
+from hpsched.cli import (  # noqa: F401 (they register with the app)
+    demo,
+    lr_find,
+    studies,
+    tools,
+    workers,
+)
 from hpsched.cli.app import app, state
 from hpsched.errors import HpschedError
 from hpsched.storage import redact

@@ -107,6 +107,8 @@ def global_options(
     warnings.formatwarning = lambda message, *_, **__: str(message)
     logging.captureWarnings(True)
     if not debug:
+        for name in ("choreographer", "kaleido"):  # they log tracebacks and go on; errors we tell
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
 
@@ -133,17 +135,26 @@ def show(data: Any, format_: str, table: Callable[[], Any]) -> None:
     Raises:
         UsageError: An unknown format.
     """
+    check_format(format_)
     if format_ == "table":
         state.out.print(table())
     elif format_ == "json":
         typer.echo(json.dumps(data, indent=2, default=str))
-    elif format_ == "yaml":
+    else:
         import yaml
 
         typer.echo(
             yaml.safe_dump(json.loads(json.dumps(data, default=str)), sort_keys=False), nl=False
         )
-    else:
+
+
+def check_format(format_: str) -> None:
+    """Refuse an unknown format, before the work whose result :func:`show` prints.
+
+    Raises:
+        UsageError: It is none of table, json and yaml.
+    """
+    if format_ not in ("table", "json", "yaml"):
         raise UsageError(f"--format {format_!r}: table, json or yaml.")
 
 

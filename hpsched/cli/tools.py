@@ -1,102 +1,18 @@
-"""``hpsched lr-find``, ``schedule``, ``dashboard`` and ``doctor``."""
+"""``hpsched schedule``, ``dashboard`` and ``doctor``."""
 
 from __future__ import annotations
 
 import threading
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from hpsched.cli.app import Format, Storage, app, hint, option, show, state
-from hpsched.cli.screen import progress_line
-from hpsched.errors import HpschedError, TrainingError, UsageError
-from hpsched.present import number
-
-
-@app.command("lr-find", epilog="Example: hpsched lr-find train:train --output lr.html")
-def lr_find(
-    train: Annotated[str, typer.Argument(help="Your train(cycle), as module:function.")],
-    num_iter: Annotated[int, option(help="Steps of a sweep.", min=10)] = 100,
-    start_lr: Annotated[float, option(help="First rate.")] = 1e-6,
-    end_lr: Annotated[float, option(help="Last rate.")] = 10.0,
-    mode: Annotated[str, option(help="exp or linear.")] = "exp",
-    replicates: Annotated[int, option(help="Sweeps, each with its own seed and weight decay.")] = 3,
-    seed: Annotated[int, option(help="Seeds of the sweeps follow from it.")] = 0,
-    output: Annotated[
-        Path | None, option("--output", "-o", help="Write the figure as an HTML page.")
-    ] = None,
-    format: Format = "table",
-) -> None:
-    """Find max_lr by learning-rate range tests alone; about 100 training steps each."""
-    from hpsched import cycle, lr_curve
-    from hpsched import objective as objectives
-    from hpsched.suggest import find_lr
-
-    function = objectives.load(train)
-    _check_output(output)
-    options = {
-        "num_iter": num_iter, "start_lr": start_lr, "end_lr": end_lr, "mode": mode,
-        "replicates": replicates, "seed": seed,
-    }  # fmt: skip
-    with progress_line(state.err) as draw:
-        cycle.observer.set(lambda at: draw("", at))
-        try:
-            tests = find_lr(function, **options)  # type: ignore[arg-type]
-        except HpschedError:
-            raise
-        except Exception as error:
-            raise TrainingError(
-                f"{train!r} failed: {objectives.describe(error)}. lr-find calls it with a Cycle: "
-                "name your train(cycle), not the objective; --debug shows the traceback."
-            ) from error
-    found = lr_curve.pool(tests)
-    data = {
-        "max_lr": found.centre,
-        "low": found.low,
-        "high": found.high,
-        "lr_diverged": found.lr_diverged,
-        "reliable": found.reliable,
-        "reason": found.reason,
-        "replicates": [
-            {
-                "suggestion": test.suggestion,
-                "steepest": test.lr_steepest,
-                "minimum": test.lr_minimum,
-                "diverged": test.lr_diverged,
-                "weight_decay": test.weight_decay,
-                "seed": test.seed,
-                "reason": test.reason,
-            }
-            for test in tests
-        ],
-    }
-    show(data, format, lambda: _lr_table(data))
-    if output is not None:
-        from hpsched.range_test_figure import range_test_figure
-
-        _write_figure(range_test_figure(tests, found), output)
-        hint(f"Wrote {escape(str(output))}")
-    for reason in dict.fromkeys(test.reason for test in tests if not test.reliable):
-        hint(f"[yellow]Not reliable:[/] {escape(reason)}")
-
-
-def _lr_table(data: dict[str, Any]) -> Table:
-    table = Table(box=box.SIMPLE, pad_edge=False, caption=escape(data["reason"]))
-    columns = ("suggestion", "steepest", "minimum", "diverged", "weight_decay", "seed")
-    table.add_column("")
-    for name in columns:
-        table.add_column(name.replace("_", " "), justify="right")
-    for index, row in enumerate(data["replicates"]):
-        values = [number(row[name]) for name in columns[:-1]]
-        table.add_row(f"sweep {index + 1}", *values, str(row["seed"]))
-    window = f"{number(data['low'])} … {number(data['high'])}"
-    table.title = f"max_lr {number(data['max_lr'])}, search {window}"
-    return table
-
+from hpsched.cli.app import Format, Storage, app, hint, option, show
+from hpsched.errors import UsageError
 
 schedule_app = typer.Typer(no_args_is_help=True, help="The schedules hpsched knows.")
 app.add_typer(schedule_app, name="schedule")
@@ -125,11 +41,12 @@ def schedule_plot(
     ] = None,
     total_steps: Annotated[int, option(help="Steps to draw.", min=3)] = 1000,
     max_lr: Annotated[float, option(help="Peak rate.")] = 1.0,
-    output: Annotated[Path, option("--output", "-o", help="HTML page to write.")] = Path(
-        "schedules.html"
-    ),
+    output: Annotated[
+        Path, option("--output", "-o", help="What to write: .html, .png, .svg or .pdf.")
+    ] = Path("schedules.html"),
 ) -> None:
     """Draw schedules over their steps."""
+    from hpsched.figure_files import check_path, write_figure
     from hpsched.schedule_figures import schedule_gallery
     from hpsched.schedules import GALLERY
 
@@ -138,26 +55,10 @@ def schedule_plot(
         raise UsageError(
             f"No schedule named {', '.join(unknown)}; there are: {', '.join(GALLERY)}."
         )
+    check_path(output)
     figure = schedule_gallery(names or list(GALLERY), total_steps=total_steps, max_lr=max_lr)
-    _write_figure(figure, output)
+    write_figure(figure, output)
     typer.echo(output)
-
-
-def _check_output(output: Path | None) -> None:
-    """Refuse a path that cannot be written before the work rather than after it."""
-    if output is None:
-        return
-    if output.is_dir():
-        raise UsageError(f"Cannot write {output}: it is a folder. Name a file in it.")
-    if not output.absolute().parent.is_dir():
-        raise UsageError(f"Cannot write {output}: its folder does not exist. Create it first.")
-
-
-def _write_figure(figure: Any, output: Path) -> None:
-    try:
-        figure.write_html(output, include_plotlyjs=True)
-    except OSError as error:
-        raise UsageError(f"Cannot write {output}: {error.strerror}. Choose another -o.") from None
 
 
 @app.command(epilog="Example: hpsched dashboard --port 8080")

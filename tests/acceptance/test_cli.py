@@ -36,6 +36,7 @@ from typer.testing import CliRunner
 import hpsched
 from hpsched import records
 from hpsched.cli import app
+from hpsched.present import rate_text
 from hpsched.study import create_study, open_study
 
 STEPS = 180
@@ -128,6 +129,10 @@ def negative_rate(trial):
 
 def no_total_steps(trial):
     return recipe(trial, total_steps=None).run(train)
+
+def validated(cycle):
+    cycle.validate(lambda: {"loss": 1.0, "accuracy": 0.5})
+    return fit(cycle)
 
 def too_short_for_rungs(trial):
     return recipe(trial, total_steps=30, min_steps=50).run(train)
@@ -370,14 +375,85 @@ def test_delete_declined_removes_nothing(finished: Path, answer: str) -> None:
     assert dump(finished) == before
 
 
+RULES = ("suggestion", "steepest", "minimum", "minimum_tenth", "valley", "slide", "max_stable")
+
+
 def test_lr_find(folder: Path) -> None:
-    done = run("lr-find", "toy:train", "--num-iter", "60", "--replicates", "2", "-f", "json",
-               "-o", "lr.html", cwd=folder)  # fmt: skip
+    done = run("lr-find", "toy:train", "--replicates", "2", "-f", "json", "-o", "lr.html",
+               cwd=folder)  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert 1e-3 < found["low"] < found["max_lr"] < found["high"] < 1.0
+    assert found["low"] < found["interval"][0] < found["max_lr"] < found["interval"][1]
     assert len(found["replicates"]) == 2
+    for row in found["replicates"]:
+        assert all(1e-6 < row[rule] < 10 for rule in (*RULES, "diverged"))
     assert "<html" in (folder / "lr.html").read_text()
+
+
+def test_lr_find_shows_every_rule_of_every_sweep_in_80_columns(folder: Path) -> None:
+    told = ["lr-find", "toy:train", "--replicates", "2", "--num-iter", "60"]
+    table = " ".join(ok(*told, cwd=folder).split())
+    for heading in ("suggests", "steepest", "minimum", "valley", "slide", "stable", "diverged"):
+        assert heading in table
+    rows = json.loads(ok(*told, "-f", "json", cwd=folder))["replicates"]
+    for row in rows:
+        assert " ".join(rate_text(row[rule]) for rule in (*RULES, "diverged")) in table
+
+
+def test_lr_find_with_weight_decays_chooses_one(folder: Path) -> None:
+    drawn = ok("lr-find", "toy:train", "--weight-decays", "1e-2,3e-4,0", "--replicates", "2",
+               "--num-iter", "60", "-o", "lr.html", "-f", "yaml", cwd=folder)  # fmt: skip
+    found = yaml.safe_load(drawn)
+    decays = [row["weight_decay"] for row in found["replicates"]]
+    assert sorted(decays) == [0, 0, 3e-4, 3e-4, 1e-2, 1e-2]
+    assert len({row["seed"] for row in found["replicates"]}) == 6
+    assert found["weight_decay"] in decays
+    assert "is the largest that tolerates the highest rate" in found["weight_decay_reason"]
+    page = (folder / "lr.html").read_text()
+    assert all(f'"weight decay {decay}"' in page for decay in ("0.01", "3e-4", "0"))
+
+
+def test_lr_find_for_a_longer_training_proposes_a_lower_rate(folder: Path) -> None:
+    def centre(*more: str) -> float:
+        said = ok("lr-find", "toy:train", "--num-iter", "60", "-f", "json", *more, cwd=folder)
+        return float(json.loads(said)["max_lr"])
+
+    assert centre("--total-steps", "60000") < centre("--total-steps", "60")
+
+
+def test_lr_find_writes_raw_curves(folder: Path) -> None:
+    table = ok("lr-find", "broken:validated", "--no-stop", "--validate-every", "5",
+               "--num-iter", "60", "--replicates", "1", "-o", "lr.json", cwd=folder)  # fmt: skip
+    assert "max_lr" in table
+    found = json.loads((folder / "lr.json").read_text())
+    (sweep,) = found["replicates"]
+    assert sweep["lrs"][0] == pytest.approx(1e-6)
+    assert len(sweep["lrs"]) == len(sweep["losses"]) == 60  # not stopped at divergence
+    assert [step for step, _ in sweep["validation"]["accuracy"]] == list(range(5, 61, 5))
+    assert found["max_lr"] and found["reason"] and sweep["steepest"]
+
+
+def test_lr_find_says_that_nothing_was_validated(folder: Path) -> None:
+    done = run("lr-find", "toy:train", "--validate-every", "5", "--num-iter", "60", cwd=folder)
+    assert done.returncode == 0
+    assert "train never called cycle.validate" in done.stderr
+
+
+def test_lr_find_that_finds_nothing_warns(folder: Path) -> None:
+    done = run("lr-find", "toy:train", "--end-lr", "1e-5", "-f", "json", cwd=folder)
+    assert done.returncode == 0
+    assert not json.loads(done.stdout)["reliable"]
+    assert "Not reliable:" in done.stderr and "end_lr" in done.stderr
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(
+    ("name", "opening"), [("lr.png", b"\x89PNG"), ("LR.SVG", b"<svg"), ("lr.pdf", b"%PDF")]
+)
+def test_lr_find_writes_images(folder: Path, name: str, opening: bytes) -> None:
+    ok("lr-find", "toy:train", "--num-iter", "60", "--replicates", "1", "-o", name, cwd=folder)
+    assert (folder / name).read_bytes().startswith(opening)
 
 
 def test_schedules(tmp_path: Path) -> None:
@@ -605,6 +681,25 @@ CREATE = "study create new -o light:objective"
               id="lr-find into no folder"),
         wrong("lr-find light:objective --start-lr 1 --end-lr 0.1", 2, "1.0", "0.1",
               id="lr-find reversed"),
+        wrong("lr-find toy:train -o lr.bmp", 2, "lr.bmp", ".png", ".json", id="lr-find to .bmp"),
+        wrong("lr-find toy:train -o .", 2, "it is a folder", id="lr-find into a folder"),
+        wrong("lr-find toy:train --weight-decays 1e-3,high", 2, "--weight-decays", "1e-3,high",
+              id="weight decays in words"),
+        wrong("lr-find toy:train --weight-decays=-1e-3", 2, "'-1e-3'", "0 or more",
+              id="negative weight decay"),
+        wrong("lr-find toy:train --weight-decays=1e-3,0.001", 2, "each once",
+              id="a weight decay twice"),
+        wrong("lr-find toy:train --weight-decays=", 2, "1e-3,1e-4", id="no weight decays"),
+        wrong("lr-find toy:train --replicates 0", 2, "--replicates", id="no replicates"),
+        wrong("lr-find toy:train --validate-every 0", 2, "--validate-every", id="every 0 steps"),
+        wrong("lr-find toy:train --total-steps 0", 2, "--total-steps", id="no total steps"),
+        wrong("lr-find toy:train --start-lr=-1", 2, "-1.0", id="lr-find from a negative rate"),
+        wrong("lr-find toy:train --end-lr=-1", 2, "-1.0", id="lr-find to a negative rate"),
+        wrong("lr-find toy:train --start-lr 0 --mode linear", 2, "0.0", "positive",
+              id="lr-find from 0"),
+        wrong("lr-find toy:train --mode cosine", 2, "'cosine'", "linear", id="lr-find mode"),
+        wrong("lr-find toy:train -f xml", 2, "'xml'", "yaml", id="lr-find format"),
+        wrong("schedule plot -o s.bmp", 2, "s.bmp", ".html", id="schedule plot to .bmp"),
         wrong("lr-find toy:objective", 1, "'toy:objective' failed", "toy.py", "train(cycle)",
               id="lr-find of an objective"),
         wrong("dashboard --port 99999", 2, "--port", "65535", id="no such port"),

@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 import math
+import re
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
+import plotly.io as pio
 import pytest
 import report_studies
 
-from hpsched import evidence, figure_data, figure_style, figures, lr_curve, schedules
-from hpsched.errors import UsageError
+from hpsched import (
+    evidence,
+    figure_data,
+    figure_files,
+    figure_style,
+    figures,
+    lr_curve,
+    proposal,
+    range_test_data,
+    schedules,
+    weight_decay,
+)
+from hpsched.errors import HpschedError, UsageError
 from hpsched.figure_style import RED
 from hpsched.present import number
 
@@ -43,33 +59,156 @@ def sweep(*, explodes_to: float = 1e30) -> lr_curve.RangeTest:
 # -- range test ------------------------------------------------------------------------------------
 
 
+def shapes(figure: go.Figure) -> dict[str, Any]:
+    return {shape.name: shape for shape in figure.layout.shapes}
+
+
+def shifted(by: float, **more: Any) -> lr_curve.RangeTest:
+    """A sweep whose loss lies higher by as much."""
+    return replace(sweep(), losses=tuple(loss + by for loss in sweep().losses), **more)
+
+
+def strip(figure: go.Figure) -> dict[str, int]:
+    """The rows of the rules: label → place."""
+    axis = figure.layout[f"yaxis{trace(figure, 'rule').yaxis[1:]}"]
+    return dict(zip(axis.ticktext, axis.tickvals, strict=True))
+
+
 def test_range_test_shades_the_proposed_window_and_marks_its_centre_and_the_edge() -> None:
     tests = range_tests()
-    proposal = lr_curve.pool(tests)
-    shapes = {s.name: s for s in figures.range_test_figure(tests, proposal).layout.shapes}
-    assert (shapes["window"].x0, shapes["window"].x1) == (proposal.low, proposal.high)
-    assert shapes["centre"].x0 == shapes["centre"].x1 == proposal.centre
-    assert shapes["diverges at"].x0 == proposal.lr_diverged
+    found = proposal.pool(tests)
+    drawn = shapes(figures.range_test_figure(tests, found))
+    assert (drawn["window"].x0, drawn["window"].x1) == (found.low, found.high)
+    assert drawn["centre"].x0 == drawn["centre"].x1 == found.centre
+    assert drawn["diverges at"].x0 == found.lr_diverged
 
 
 def test_range_test_labels_stand_at_the_exponent_that_a_log_axis_wants() -> None:
-    proposal = lr_curve.pool(range_tests())
-    labels = figures.range_test_figure(range_tests(), proposal).layout.annotations
+    found = proposal.pool(range_tests())
+    labels = figures.range_test_figure(range_tests(), found).layout.annotations
     centre = next(a for a in labels if a.text.startswith("centre"))
-    assert centre.x == pytest.approx(math.log10(proposal.centre))
+    assert centre.x == pytest.approx(math.log10(found.centre))
 
 
-def test_range_test_draws_every_replicate_raw_and_smoothed() -> None:
+def test_range_test_draws_each_step_and_the_smooth_curve_to_a_little_past_divergence() -> None:
+    figure = figures.range_test_figure([sweep()], None)
+    raw, smooth = trace(figure, "each step"), trace(figure, "smoothed")
+    assert list(zip(raw.x, raw.y, strict=True)) == list(
+        zip(sweep().lrs, sweep().losses, strict=True)
+    )
+    count = len(smooth.x)
+    edge = sweep().lr_diverged
+    assert edge is not None
+    assert smooth.x[-1] <= range_test_data.PAST * edge < sweep().lrs[count]
+    assert list(smooth.y) == pytest.approx(list(sweep().smoothed[:count]), rel=1e-5)
+
+
+def test_two_sweeps_are_two_lines_and_three_a_median_in_a_band() -> None:
+    tests = [shifted(0.0), shifted(0.1), shifted(0.5)]
+    two = figures.range_test_figure(tests[:2], None)
+    assert list(trace(two, "smoothed").x).count(None) == 1
+    assert not any(t.name == "lowest to highest" for t in two.data)
+    three = figures.range_test_figure(tests, None)
+    median = trace(three, "median of 3 sweeps, smoothed")
+    band = next(t for t in three.data if t.name == "lowest to highest" and t.fill)
+    half = len(band.y) // 2
+    assert list(median.y) == pytest.approx(list(tests[1].smoothed[:half]), rel=1e-4)
+    assert list(band.y[:half]) == pytest.approx(list(tests[0].smoothed[:half]), rel=1e-4)
+    assert list(band.y[half:][::-1]) == pytest.approx(list(tests[2].smoothed[:half]), rel=1e-4)
+
+
+def test_curves_of_unlike_rates_are_compared_at_the_same_rates() -> None:
+    coarse = range_test_data.Curve(np.array([1e-3, 1e-1, 1.0]), np.array([3.0, 1.0, 5.0]))
+    fine = range_test_data.Curve(np.array([1e-2, 1e-1]), np.array([2.0, 2.0]))
+    rates, levels = range_test_data.levels([coarse, fine])
+    assert rates == pytest.approx([1e-2, 1e-1])  # ends half way between their ends
+    assert levels[0] == pytest.approx([2.0, 1.0])  # straight in log rate
+    assert levels[1] == pytest.approx([2.0, 2.0])
+
+
+def test_sweeps_are_coloured_and_named_by_weight_decay() -> None:
+    tests = [
+        shifted(0.0, weight_decay=1e-4),
+        shifted(0.2, weight_decay=1e-2),
+        shifted(0.1, weight_decay=1e-4),
+    ]
+    figure = figures.range_test_figure(tests, None)
+    named = {t.name: t.line.color for t in figure.data if t.showlegend and t.mode == "lines"}
+    assert list(named) == ["weight decay 0.01", "weight decay 1e-4"]
+    assert len(set(named.values())) == 2
+    smooth = trace(figure, "weight decay 1e-4")
+    assert list(smooth.x).count(None) == 1  # both sweeps in one trace, of one colour
+    assert trace(figure, "weight decay 1e-4, each step").marker.color == smooth.line.color
+
+
+def test_more_weight_decays_than_colours_keep_a_colour_each() -> None:
+    tests = [shifted(i / 10, weight_decay=10.0**-i) for i in range(8)]
+    figure = figures.range_test_figure(tests, None)
+    colours = [t.line.color for t in figure.data if t.showlegend and t.mode == "lines"]
+    assert len(colours) == len(set(colours)) == 8
+
+
+def test_validation_is_dashed_and_other_metrics_get_panels_that_share_the_rates() -> None:
+    points = [(step, 1.0 - step / 1000) for step in range(10, 81, 10)]
+    test = shifted(
+        0.0,
+        validation={"acc<b>": [(s, v / 2) for s, v in points], "loss": [*points, (90, math.nan)]},
+    )
+    figure = figures.range_test_figure([test], None)
+    loss, accuracy = (trace(figure, f"validation {name}") for name in ("loss", "acc&lt;b&gt;"))
+    assert list(loss.x) == [test.lrs[step - 1] for step, _ in points]  # nothing for the NaN
+    assert list(loss.y) == pytest.approx([value for _, value in points])
+    assert loss.line.dash and accuracy.line.dash
+    assert loss.line.color == trace(figure, "smoothed").line.color
+    assert (loss.yaxis, accuracy.yaxis) == ("y", "y2")
+    assert figure.layout.yaxis.title.text == "loss"
+    assert figure.layout.yaxis2.title.text == "acc&lt;b&gt;"
+    domains = [figure.layout[axis].domain for axis in ("yaxis3", "yaxis2", "yaxis")]
+    ends = [end for domain in domains for end in domain]
+    assert ends == sorted(ends)
+    assert (ends[0], ends[-1]) == (0, 1)
+
+
+def test_every_rule_has_a_row_with_the_median_and_a_tick_for_each_sweep() -> None:
     tests = range_tests()
     figure = figures.range_test_figure(tests, None)
-    for index, test in enumerate(tests, 1):
-        raw = trace(figure, f"replicate {index}, each step")
-        smooth = trace(figure, f"replicate {index}, smoothed")
-        assert list(raw.y) == list(test.losses[: len(test.smoothed)])
-        assert list(smooth.x) == list(test.lrs[: len(test.smoothed)])
-        assert list(smooth.y) == pytest.approx(list(test.smoothed))
-    minima = [t.x[0] for t in figure.data if t.name == "minimum"]
-    assert minima == [test.lr_minimum for test in tests]
+    rows, shown, ticks = strip(figure), trace(figure, "rule"), trace(figure, "rule, each sweep")
+    labels = {label: rule for rule, (label, _) in range_test_data.RULES.items()}
+    assert set(labels) == set(rows) - {"<b>max_lr</b>"}
+    for label, rule in labels.items():
+        rates = [test.rules[rule] for test in tests]
+        at = rows[label]
+        assert sorted(x for x, y in zip(ticks.x, ticks.y, strict=True) if y == at) == sorted(rates)
+        assert shown.x[at] == pytest.approx(sorted(rates)[1])  # type: ignore[type-var]
+        assert label in shown.text[at]
+
+
+def test_every_rule_of_a_range_test_is_drawn() -> None:
+    assert set(sweep().rules) == {"suggestion", *range_test_data.RULES}
+
+
+def test_the_interval_of_the_centre_is_a_bar_around_it() -> None:
+    tests = range_tests()
+    found = proposal.pool(tests)
+    figure = figures.range_test_figure(tests, found)
+    bar, window = trace(figure, "interval"), trace(figure, "window")
+    assert tuple(bar.x) == found.interval
+    assert tuple(window.x) == (found.low, found.high)
+    assert bar.line.width > window.line.width
+    assert set(bar.y) == set(window.y) == {strip(figure)["<b>max_lr</b>"]}
+
+
+def test_values_keep_clear_of_the_marks_and_of_the_edges() -> None:
+    figure = figures.range_test_figure(range_tests(), None)
+    values, shown = trace(figure, "rate"), trace(figure, "rule, each sweep")
+    low, high = (10**end for end in figure.layout.xaxis.range)
+    for at, place, side in zip(values.x, values.y, values.textposition, strict=True):
+        ticks = [x for x, y in zip(shown.x, shown.y, strict=True) if y == place]
+        if side == "middle right":
+            assert at >= max(ticks, default=at)
+        else:
+            assert at <= min(ticks, default=at)
+        assert low < at < high
 
 
 def test_an_explosion_does_not_squash_the_range_test() -> None:
@@ -78,27 +217,127 @@ def test_an_explosion_does_not_squash_the_range_test() -> None:
     assert 2.3 < high < 4
 
 
+def test_an_exploded_metric_does_not_squash_its_panel() -> None:
+    points = [(step, 1e6 if sweep().lrs[step - 1] > 3 else 0.1) for step in range(10, 101, 10)]
+    figure = figures.range_test_figure([shifted(0.0, validation={"error": points})], None)
+    assert figure.layout.yaxis2.range[1] < 1
+
+
+def test_a_linear_sweep_shows_no_empty_decades() -> None:
+    lrs = tuple(1e-6 + i / 100 for i in range(100))
+    losses = tuple(2.3 - lr for lr in lrs)
+    figure = figures.range_test_figure([lr_curve.RangeTest(lrs=lrs, losses=losses)], None)
+    assert figure.layout.xaxis.range[0] > -3
+
+
 def test_range_test_pools_by_itself_without_a_proposal() -> None:
     test = sweep()
-    window = next(
-        s for s in figures.range_test_figure([test], None).layout.shapes if s.name == "window"
-    )
-    assert (window.x0, window.x1) == pytest.approx(test.window)
+    found = proposal.pool([test])
+    window = shapes(figures.range_test_figure([test], None))["window"]
+    assert (window.x0, window.x1) == pytest.approx((found.low, found.high))
 
 
-def test_a_flat_range_test_says_that_it_has_no_answer() -> None:
+def test_a_flat_range_test_says_that_it_has_no_answer_and_why() -> None:
     flat = lr_curve.RangeTest(lrs=sweep().lrs, losses=tuple(2.3 for _ in range(100)))
-    assert "without a clear answer" in figures.range_test_figure([flat], None).layout.title.text
+    figure = figures.range_test_figure([flat], None)
+    assert figure.layout.title.text.startswith("No clear answer")
+    said = figure.layout.title.subtitle.text.replace("<br>", " ")
+    assert "the loss never falls significantly" in said
+    assert shapes(figure)["window"].fillcolor == figure_style.GREY
+    assert not any(t.name == "rule" for t in figure.data)  # no rule found anything
+
+
+def test_titles_fit_a_telephone() -> None:
+    figure = figures.range_test_figure(range_tests(), None)
+    assert len(figure.layout.title.text) <= 46
+    lines = figure.layout.title.subtitle.text.split("<br>")
+    assert max(map(len, lines)) <= figure_style.SUBTITLE_WIDTH
+
+
+def test_a_page_with_words_of_its_own_takes_the_title_and_its_room_away() -> None:
+    figure = figures.range_test_figure(range_tests(), None)
+    height, top = figure.layout.height, figure.layout.margin.t
+    panels = height - top - figure.layout.margin.b
+    figure_style.untitled(figure)
+    assert not figure.layout.title.text and not figure.layout.title.subtitle.text
+    assert figure.layout.margin.t < top - figure_style.SUBTITLE_LINE
+    assert figure.layout.height - figure.layout.margin.t - figure.layout.margin.b >= panels
 
 
 @pytest.mark.parametrize("losses", [(), (math.nan,), (2.3, math.inf), (1e30,) * 3])
 def test_a_range_test_that_broke_at_once_is_drawn(losses: tuple[float, ...]) -> None:
     test = lr_curve.RangeTest(lrs=(1e-6, 1e-5, 1e-4), losses=losses)
     assert figures.range_test_figure([test], None).to_json()
+    assert figures.range_test_figure([test, sweep(), sweep(), sweep()], None).to_json()
 
 
 def test_a_range_tests_own_figure_is_this_one() -> None:
     assert sweep().figure() == figures.range_test_figure([sweep()], None)
+
+
+def test_a_notebook_shows_the_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pio.renderers, "default", "plotly_mimetype")
+    both = (sweep(), weight_decay.RangeTests(tests=(sweep(),)))
+    for shown in both:
+        (bundle,) = shown._repr_mimebundle_().values()
+        assert bundle["layout"]["title"]["text"] == sweep().figure().layout.title.text
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+
+def test_a_page_asks_no_host_for_anything_and_fits_a_telephone(tmp_path: Path) -> None:
+    figure = figures.range_test_figure([sweep()], None, title="a < b & c")
+    figure_files.write_figure(figure, tmp_path / "lr.html")
+    page = (tmp_path / "lr.html").read_text()
+    assert "<title>a &lt; b &amp; c</title>" in page
+    assert 'name="viewport"' in page
+    assert "default-src 'none'" in page
+    assert not re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=.?https?:", page)
+
+
+@pytest.mark.parametrize("name", ["lr.bmp", "lr", "lr.html.gz", "png"])
+def test_other_suffixes_are_refused_with_those_there_are(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"\.html, \.png, \.svg or \.pdf"):
+        figure_files.check_path(tmp_path / name)
+
+
+def test_images_without_kaleido_say_how_to_install_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(figure_files.importlib.util, "find_spec", lambda name: None)
+    figure_files.check_path(tmp_path / "lr.html")
+    with pytest.raises(UsageError, match=r"pip install 'hpsched\[images\]'.*\.html"):
+        figure_files.check_path(tmp_path / "lr.png")
+
+
+def test_images_without_a_browser_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chromium = pytest.importorskip("choreographer.browsers.chromium")
+    monkeypatch.setattr(chromium.Chromium, "find_browser", lambda **_: None)
+    with pytest.raises(UsageError, match=r"finds none: install one.*plotly_get_chrome"):
+        figure_files.check_path(tmp_path / "lr.svg")
+
+
+def test_kaleidos_own_failure_is_told_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("the browser closed", "and much more")
+
+    monkeypatch.setattr(pytest.importorskip("kaleido"), "calc_fig_sync", broken)
+    with pytest.raises(HpschedError, match=r"lr\.png \(RuntimeError: the browser closed\)"):
+        figure_files.write_figure(sweep().figure(), tmp_path / "lr.png")
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(
+    ("suffix", "opening"), [(".png", b"\x89PNG"), (".svg", b"<svg"), (".pdf", b"%PDF")]
+)
+def test_images_are_written(suffix: str, opening: bytes, tmp_path: Path) -> None:
+    path = tmp_path / f"lr{suffix}"
+    figure_files.check_path(path)
+    figure_files.write_figure(sweep().figure(), path)
+    assert path.read_bytes().startswith(opening)
 
 
 # -- schedules -------------------------------------------------------------------------------------

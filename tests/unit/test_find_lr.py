@@ -28,7 +28,7 @@ def test_without_weight_decays_there_are_as_many_sweeps_as_replicates() -> None:
 def test_the_stop_and_validation_are_passed_on() -> None:
     def train(cycle: hpsched.Cycle) -> float:
         cycle.validate(lambda: {"loss": 1.0, "accuracy": 0.5})
-        return FakeTraining()(cycle)
+        return FakeTraining(best_lr=0.03)(cycle)  # diverges well before the last rate
 
     (stopped,) = find_lr(train, replicates=1, seed=1)
     (whole,) = find_lr(

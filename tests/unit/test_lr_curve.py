@@ -45,6 +45,20 @@ def test_features_do_not_depend_on_the_number_of_steps(loss: Curve, x: Array) ->
     assert features(sweep(loss, x=x)) == pytest.approx(truth(loss), abs=max(0.1, step))
 
 
+@pytest.mark.parametrize("end", [0.7, 1.0])
+def test_a_linear_sweep_reads_the_same(end: float) -> None:
+    loss = planted(-1.0, 0.25, 0.8, 0.1)
+    x = np.log10(np.linspace(1e-6, end, 300))
+    for seed in range(5):
+        test = sweep(loss, 0.03, seed, x)
+        assert test.reliable, test.reason
+        assert features(test)[1:] == pytest.approx(truth(loss)[1:], abs=0.15)
+        assert test.suggestion
+        assert math.log10(test.suggestion) == pytest.approx(centre(loss), abs=0.15)
+        calm = x < -0.5
+        assert np.abs(test.smoothed - loss(x))[calm[: len(test.smoothed)]].max() < 0.1
+
+
 def test_the_smoothed_curve_is_between_the_noise() -> None:
     test, clean = sweep(GOOD, 0.1), GOOD(X)
     calm = X < 0  # before the wall

@@ -102,7 +102,7 @@ def test_pins_are_exact_and_within_the_declared_ranges() -> None:
 
 def test_extras() -> None:
     assert set(PROJECT["optional-dependencies"]) == {
-        *("postgres", "mysql", "dashboard", "demo", "dev"),
+        *("postgres", "mysql", "dashboard", "images", "demo", "dev"),
     }
 
 

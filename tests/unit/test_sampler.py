@@ -10,7 +10,7 @@ from typing import Any
 
 import optuna
 import pytest
-from fake_training import FakeTraining
+from fake_training import FakeTraining, Optimizer
 from optuna.samplers import BaseSampler
 from optuna.testing.pytest_samplers import (
     BasicSamplerTestCase,
@@ -20,8 +20,9 @@ from optuna.testing.pytest_samplers import (
 from optuna.trial import TrialState
 
 import hpsched
-from hpsched import records
+from hpsched import evidence, records
 from hpsched.errors import UsageError
+from hpsched.proposal import pool
 from hpsched.sampler import KAPPA_RANGE, Coordinates, coordinates, full_scale_values
 from hpsched.suggest import suggest_onecycle
 
@@ -103,7 +104,7 @@ def test_gp_uses_its_model_although_most_trials_are_pruned(monkeypatch: Any) -> 
 
 
 def test_the_first_trial_uses_the_standard_recipe_at_the_proposed_rate() -> None:
-    study = optimize(4)
+    study = optimize(7)
     first = study.trials[0]
     test = hpsched.RangeTest(
         lrs=first.user_attrs[records.RANGE_TEST]["lrs"],
@@ -112,20 +113,131 @@ def test_the_first_trial_uses_the_standard_recipe_at_the_proposed_rate() -> None
             for loss in first.user_attrs[records.RANGE_TEST]["losses"]
         ],
     )
-    assert first.user_attrs[records.STANDARD] is True
-    assert first.params["max_lr"] == pytest.approx(test.suggestion, rel=1e-3)
+    proposed = pool([test], STEPS).centre  # lower than the sweep says: the cycle is longer
+    assert test.suggestion and proposed < 0.8 * test.suggestion
+    assert first.params["max_lr"] == pytest.approx(proposed, rel=1e-3)
     assert first.params["div_factor"] == 25
     assert first.params["pct_start"] == 0.3
     assert first.params["base_momentum"] == 0.85
     assert first.params["max_momentum"] == 0.95
-    assert [records.STANDARD in t.user_attrs for t in study.trials] == [True, False, False, False]
+    assert [t.user_attrs.get(records.REFINES) for t in study.trials] == [0, 1, 2, 3, 4, None, None]
+
+
+def test_refining_trials_differ_in_the_rate_alone_and_find_the_best_one() -> None:
+    study = optimize(6, training=FakeTraining(best_lr=0.05, noise=0.005))
+    trials = study.trials[:5]
+    for field in ("div_factor", "pct_start", "base_momentum", "max_momentum"):
+        assert {t.params[field] for t in trials} == {trials[0].params[field]}
+    rates = [t.params["max_lr"] for t in trials]
+    assert len(set(rates)) == 5 and rates[1] < rates[0]
+    recipe = next(records.recipe_spaces(trials[0]))
+    found = evidence.of(study.trials, recipe, study.directions)
+    assert found and len(found.runs) > 5  # short cycles, and those that climbed
+    assert {run.share for run in found.runs} >= {1 / 9, 1 / 3}
+    assert abs(math.log2(found.proposal.centre / 0.05)) < 0.6
+    width = math.log2(found.proposal.high / found.proposal.low)
+    assert width < 0.75 * math.log2(found.prior.high / found.prior.low)
+    assert coordinates(study.trials, recipe, study.directions).centre == found.proposal.centre
+
+
+def test_refining_maximizes_too_and_takes_a_diverged_run_for_bad() -> None:
+    class Fragile(FakeTraining):
+        def __call__(self, cycle: hpsched.Cycle) -> float:
+            value = -super().__call__(cycle)
+            lost = not cycle.is_range_test and cycle.max_lr > 0.2
+            return math.nan if lost else value
+
+    training = Fragile(best_lr=0.15, noise=0.002)
+    study = optimize(5, training=training, direction="maximize")
+    recipe = next(records.recipe_spaces(study.trials[0]))
+    found = evidence.of(study.trials, recipe, study.directions)
+    assert found and any(math.isinf(run.score) for run in found.runs)
+    assert found.proposal.centre < 0.2
+
+
+def test_later_contexts_start_from_what_the_first_one_learned() -> None:
+    def objective(trial: optuna.Trial) -> float:
+        wide = trial.number >= 6
+        training = FakeTraining(best_lr=0.05 if wide else 0.4, noise=0.002)
+
+        def train(cycle: hpsched.Cycle) -> float:
+            octave = 1.0 if cycle.is_range_test else 0.25  # the sweep is two octaves too high
+            training.best_lr = (0.05 if wide else 0.4) * octave
+            return training(cycle)
+
+        return suggest_onecycle(trial, total_steps=STEPS, context={"wide": wide}).run(train)
+
+    study = optimize(10, objective=objective)
+    roles = [t.user_attrs.get(records.REFINES) for t in study.trials]
+    assert roles == [0, 1, 2, 3, 4, None, 0, 1, None, None]
+    first = study.trials[6]
+    alone = evidence.pool(evidence.of_context([first], "wide=True"), STEPS)
+    assert alone and first.params["max_lr"] < 0.75 * alone.proposal.centre
+
+
+def test_an_unreliable_context_borrows_the_range_tests_of_the_others() -> None:
+    def objective(trial: optuna.Trial) -> float:
+        blind = trial.number >= 3
+        training = FakeTraining(best_lr=0.2)
+
+        def train(cycle: hpsched.Cycle) -> float:
+            if blind and cycle.is_range_test:
+                schedule = cycle.schedule(Optimizer(cycle.max_lr))
+                for _ in range(cycle.total_steps):
+                    schedule.step(2.3)
+            return training(cycle)
+
+        return suggest_onecycle(trial, total_steps=STEPS, context={"blind": blind}).run(train)
+
+    study = optimize(4, objective=objective)
+    recipe = next(records.recipe_spaces(study.trials[3]))
+    found = evidence.of(study.trials, recipe, study.directions)
+    assert found and found.prior.reliable
+    assert not evidence.pool(evidence.of_context(study.trials, "blind=True")).prior.reliable  # type: ignore[union-attr]
+
+
+def test_adam_with_coupled_weight_decay_is_searched_without_kappa() -> None:
+    recipe = next(records.recipe_spaces(optimize(1).trials[0]))
+    where = Coordinates(
+        recipe=recipe, centre=0.01, window=(0.0025, 0.04), momentum_name="beta1", optimizer="Adam"
+    )
+    space: Any = where.space()
+    assert (space["weight_decay"].low, space["weight_decay"].high) == (1e-6, 1e-2)
+    assert where.standard()["weight_decay"] == 1e-4
+    params = {**where.standard(), "weight_decay": 1e-3}
+    assert where.to_search(params)["weight_decay"] == 1e-3  # type: ignore[index]
+
+
+def test_weight_decay_stays_below_what_made_a_range_test_diverge() -> None:
+    """Large weight decay with a large rate blows this task up; its range tests show it."""
+
+    class Brittle(FakeTraining):
+        def __call__(self, cycle: hpsched.Cycle) -> float:
+            self.edge = 0.05 / max(cycle.weight_decay, 1e-9)
+            return super().__call__(cycle)
+
+    training = Brittle(best_lr=0.1)
+    study = optimize(
+        12,
+        training=training,
+        objective=lambda t: suggest_onecycle(t, total_steps=STEPS, weight_decay=(1e-4, 1.0)).run(
+            training
+        ),
+    )
+    sweeps = [records.sweep(t) for t in study.trials[:3]]
+    assert [sweep.weight_decay for sweep in sweeps if sweep] == [1e-4, 1.0, 1e-4]
+    recipe = next(records.recipe_spaces(study.trials[0]))
+    found = evidence.of(study.trials, recipe, study.directions)
+    assert found and 0.01 < found.decay_limit < 0.06
+    products = [t.params["max_lr"] * t.params["weight_decay"] for t in study.trials[5:]]
+    assert max(products) <= found.decay_limit * 1.001
 
 
 def test_a_failed_first_trial_passes_the_role_on() -> None:
     training = FakeTraining(fail_on=lambda cycle: len(training.calls) == 2)  # after the sweep
     study = optimize(3, training=training, catch=(RuntimeError,))
     assert study.trials[0].state == TrialState.FAIL
-    assert study.trials[1].user_attrs[records.STANDARD] is True
+    assert [t.user_attrs[records.REFINES] for t in study.trials] == [0, 0, 1]
     assert study.trials[1].params["div_factor"] == 25
 
 

@@ -83,9 +83,58 @@ def test_what_a_sweep_hands_to_train() -> None:
     assert [cycle.max_lr for cycle in sweeps] == [10.0, 10.0, 10.0]
     assert {cycle.base_momentum for cycle in sweeps} == {0.85}
     assert {cycle.max_momentum for cycle in sweeps} == {0.85}
-    assert [cycle.weight_decay for cycle in sweeps] == [1e-4, 1e-3, 1e-5]
+    # A typical weight decay, the largest that the search may use at the proposed rate, a typical one.
+    decays = [cycle.weight_decay for cycle in sweeps]
+    assert decays[0] == 1e-4
+    assert decays[1] > 3 * decays[2] > 0
     assert len({cycle.seed for cycle in sweeps}) == 3
     assert len({cycle.name for cycle in seen}) == len(seen)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "side"), [((1e-6, 0.01), "high"), ((0.02, 10.0), "low"), ((1e-6, 10.0), None)]
+)
+def test_a_sweep_that_missed_the_action_is_extended(
+    bounds: tuple[float, float], side: str | None
+) -> None:
+    training, study = FakeTraining(best_lr=0.05), new_study()
+    study.optimize(
+        lambda t: suggest_onecycle(t, total_steps=900, range_test=dict(zip(
+            ("start_lr", "end_lr"), bounds, strict=True))).run(training),
+        n_trials=6,
+    )  # fmt: skip
+    sweeps = [sweep for trial in study.trials if (sweep := records.sweep(trial))]
+    missed = [evidence.range_test(sweep).missed for sweep in sweeps]
+    if side is None:
+        assert missed == [None] * 3
+        return
+    assert missed == [side, None, None, None]  # the useless one does not count
+    first, second = (sweeps[0].lrs, sweeps[1].lrs)
+    assert (second[-1] > 50 * first[-1]) == (side == "high")
+    assert (second[0] < first[0] / 50) == (side == "low")
+    per_decade = [len(lrs) / math.log10(lrs[-1] / lrs[0]) for lrs in (first, second)]
+    assert per_decade[1] == pytest.approx(per_decade[0], rel=0.1)
+    centre = evidence.pool(sweeps, 900).proposal.centre  # type: ignore[union-attr]
+    assert 0.01 < centre < 0.2
+
+
+def test_extending_ends_somewhere() -> None:
+    flat, study = FakeTraining(best_lr=1e9), new_study()
+    study.optimize(objective(flat), n_trials=8)
+    sweeps = [sweep for trial in study.trials if (sweep := records.sweep(trial))]
+    assert 3 <= len(sweeps) <= 5
+
+
+@pytest.mark.parametrize(("cycles", "wanted"), [(4, 1), (8, 3), (100, 3)])
+def test_range_tests_take_a_twentieth_of_the_budget_but_one_is_always_run(
+    cycles: int, wanted: int
+) -> None:
+    study = new_study()
+    study.set_user_attr(records.SETTINGS, {"objective": "x:y", "seed": 0, "cycles": cycles})
+    study.optimize(objective(FakeTraining()), n_trials=6)
+    steps = [sweep.steps for trial in study.trials if (sweep := records.sweep(trial))]
+    assert len(steps) == wanted
+    assert len(steps) == 1 or sum(steps) <= 0.05 * cycles * 900
 
 
 def test_the_fourth_trial_runs_no_range_test() -> None:

@@ -10,7 +10,7 @@ import pytest
 import hpsched
 from hpsched.errors import UsageError
 from hpsched.lr_curve import RangeTest
-from hpsched.lr_window import RangeTests, Tolerance, choose, tolerance
+from hpsched.weight_decay import RangeTests, Tolerance, choose, tolerance
 
 
 def chosen(*found: tuple[float, float, float, float]) -> float:
