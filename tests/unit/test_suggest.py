@@ -83,7 +83,7 @@ def test_what_a_sweep_hands_to_train() -> None:
     assert [cycle.max_lr for cycle in sweeps] == [10.0, 10.0, 10.0]
     assert {cycle.base_momentum for cycle in sweeps} == {0.85}
     assert {cycle.max_momentum for cycle in sweeps} == {0.85}
-    # A typical weight decay, the largest that the search may use at the proposed rate, a typical one.
+    # Typical, the largest that the search may use at the proposed rate, typical.
     decays = [cycle.weight_decay for cycle in sweeps]
     assert decays[0] == 1e-4
     assert decays[1] > 3 * decays[2] > 0
