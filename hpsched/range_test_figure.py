@@ -10,7 +10,6 @@ Apart from the other figures so that ``RangeTest.figure()`` needs no study.
 from __future__ import annotations
 
 import html
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -21,7 +20,6 @@ from plotly.colors import sample_colorscale
 from hpsched import range_test_data as data
 from hpsched.figure_style import (
     BLUE,
-    GREEN,
     GREY,
     INK,
     ORANGE,
@@ -29,11 +27,9 @@ from hpsched.figure_style import (
     RED,
     SHADES,
     SKY,
-    add_across,
     add_line,
     add_marks,
     empty,
-    log_ticks,
     mark,
     styled,
     subtitled,
@@ -41,12 +37,21 @@ from hpsched.figure_style import (
 from hpsched.lr_curve import RangeTest
 from hpsched.present import rate_text
 from hpsched.proposal import Proposal, pool
+from hpsched.rate_panels import (
+    draw_bars,
+    draw_rate,
+    draw_window,
+    place_of,
+    scale_rates,
+    stack,
+    trust,
+    update_axis,
+)
 
 CURVES = (BLUE, ORANGE, PINK, SKY, INK)  # green is the window's, red the divergence edge's
 BANDED = 3  # sweeps of one weight decay from which on they are a median in a band
-LOSS, METRIC, ROW, GAP = 300, 110, 19, 18  # pixels: two kinds of panel, a strip's row, between them
+LOSS, METRIC, ROW = 300, 110, 19  # pixels: two kinds of panel, a strip's row
 TEXT = 0.12  # of the axis's length: the widest value beside a mark, on a telephone
-HEAD, FOOT = 72, 100  # pixels: labels and title above the panels, axis and legend below
 
 
 def range_test_figure(
@@ -70,9 +75,12 @@ def range_test_figure(
     others = [metric for metric in data.metrics(tests) if metric != "loss"]
     figure = styled(go.Figure(), title or _title(shown), hovermode="closest")
     strip = [ROW * len(rows)] if rows else []
-    axes = _stack(figure, [LOSS, *[METRIC] * len(others), *strip])
+    axes = stack(figure, [LOSS, *[METRIC] * len(others), *strip])
     _scale_axes(figure, tests, shown, dict(zip(others, axes[1:], strict=False)))
-    _draw_window(figure, shown)
+    draw_window(figure, shown)
+    if shown.lr_diverged is not None:
+        edge = {"color": RED, "dash": "dot"}
+        draw_rate(figure, "diverges at", shown.lr_diverged, edge, row=1)
     for group, colour in zip(groups, _colours(len(groups)), strict=True):
         _draw_losses(figure, group, colour)
         for metric, axis in zip(["loss", *others], axes, strict=False):
@@ -90,10 +98,6 @@ def _title(shown: Proposal) -> str:
     return f"Search {window}, around {rate_text(shown.centre)}"
 
 
-def _trust(shown: Proposal) -> str:
-    return GREEN if shown.reliable else GREY
-
-
 def _colours(count: int) -> list[str]:
     if count <= len(CURVES):
         return list(CURVES[:count])
@@ -103,36 +107,16 @@ def _colours(count: int) -> list[str]:
 # ------------------------------------------------------------------ axes
 
 
-def _stack(figure: go.Figure, heights: Sequence[int]) -> list[str]:
-    """Panels of these heights (pixels), the first on top; names of their value axes."""
-    inner = sum(heights) + GAP * (len(heights) - 1)
-    names, top = [], inner
-    for index, height in enumerate(heights):
-        names.append(f"y{index + 1}" if index else "y")
-        _update(figure, names[-1], domain=[(top - height) / inner, top / inner])
-        top -= height + GAP
-    figure.update_xaxes(anchor=names[-1])
-    figure.update_layout(height=inner + HEAD + FOOT, margin={"t": HEAD, "b": FOOT})
-    return names
-
-
-def _update(figure: go.Figure, axis: str, **look: Any) -> None:
-    figure.update_layout({axis.replace("y", "yaxis"): look})
-
-
 def _scale_axes(
     figure: go.Figure, tests: Sequence[RangeTest], shown: Proposal, others: dict[str, str]
 ) -> None:
     low, high = data.rate_range(tests, shown)
-    ticks = log_ticks(low, high, 9)
-    ticks["ticktext"] = [rate_text(place) for place in ticks["tickvals"]]
-    figure.update_xaxes(title_text="learning rate (log scale)", **ticks, tickangle=0)
-    figure.update_xaxes(range=[math.log10(low), math.log10(high)], tickfont={"size": 11})
+    scale_rates(figure, low, high, "learning rate")
     label = "loss" if "loss" in data.metrics(tests) else "training loss"
-    _update(figure, "y", title={"text": label}, range=data.loss_range(tests))
+    update_axis(figure, "y", title={"text": label}, range=data.loss_range(tests))
     for metric, axis in others.items():
         text = {"text": html.escape(metric)}
-        _update(figure, axis, title=text, range=data.metric_range(tests, metric), nticks=4)
+        update_axis(figure, axis, title=text, range=data.metric_range(tests, metric), nticks=4)
 
 
 # ------------------------------------------------------------------ curves
@@ -241,46 +225,7 @@ def _explain(figure: go.Figure, groups: Sequence[data.Group]) -> None:
             figure.add_scatter(x=[None], y=[None], name=name, hoverinfo="skip", **look)
 
 
-# ------------------------------------------------------------------ rates
-
-
-def _draw_window(figure: go.Figure, shown: Proposal) -> None:
-    fill: dict[str, Any] = {"fillcolor": _trust(shown), "opacity": 0.12, "line_width": 0}
-    add_across(figure, "rect", "window", shown.low, shown.high, **fill)
-    _draw_rate(figure, "centre", shown.centre, {"color": _trust(shown), "dash": "dash"})
-    if shown.lr_diverged is not None:
-        edge = {"color": RED, "dash": "dot"}
-        _draw_rate(figure, "diverges at", shown.lr_diverged, edge, row=1)
-
-
-def _draw_rate(
-    figure: go.Figure,
-    name: str,
-    rate: float,
-    look: dict[str, str],
-    row: int = 0,
-) -> None:
-    """A vertical line with its label above; rows of their own, so that labels never collide."""
-    line = {"width": 1.5, **look}
-    # Above, not below: a grid line would hide it; plotly's "between" takes no line over all panels.
-    add_across(figure, "line", name, rate, rate, line=line, layer="above", opacity=0.8)
-    figure.add_annotation(  # on a log axis an annotation's x is the exponent, a shape's is not
-        x=math.log10(rate),
-        y=1,
-        yref="paper",
-        yanchor="bottom",
-        yshift=15 * row,
-        xanchor="right" if _place(figure, rate) > 0.4 else "left",
-        text=f"{name} {rate_text(rate)}",
-        showarrow=False,
-        font={"color": look["color"], "size": 12},
-    )
-
-
-def _place(figure: go.Figure, rate: float) -> float:
-    """Where a rate stands between the axis's ends, 0 to 1."""
-    low, high = figure.layout.xaxis.range
-    return float((math.log10(rate) - low) / (high - low))
+# ------------------------------------------------------------------ rules
 
 
 def _draw_strip(
@@ -290,8 +235,8 @@ def _draw_strip(
     places = list(range(len(rows)))
     labels = {"tickvals": places, "ticktext": [row.label for row in rows], "ticks": ""}
     look = {"range": [len(rows) - 0.4, -0.6], "tickfont": {"size": 11}, "gridcolor": "#F3F5F7"}
-    _update(figure, axis, **labels, **look)
-    _draw_proposal(figure, shown, axis)
+    update_axis(figure, axis, **labels, **look)
+    draw_bars(figure, shown, axis)
     _draw_ticks(figure, rows, colours, axis)
     _draw_values(figure, rows, [shown.centre, shown.lr_diverged or shown.centre], axis)
     add_marks(
@@ -299,7 +244,7 @@ def _draw_strip(
         [row.rate for row in rows],
         places,
         "rule",
-        {**mark("diamond", INK, 9), "color": [_trust(shown), *[INK] * (len(rows) - 1)]},
+        {**mark("diamond", INK, 9), "color": [trust(shown), *[INK] * (len(rows) - 1)]},
         text=[row.hover for row in rows],
         yaxis=axis,
         showlegend=False,
@@ -331,25 +276,15 @@ def _draw_values(
 
 def _beside(figure: go.Figure, ends: tuple[float, float], lines: Sequence[float]) -> str:
     """On which side of a row's marks there is room for its value, best with no line through it."""
-    low, high = (_place(figure, end) for end in ends)
+    low, high = (place_of(figure, end) for end in ends)
     spans = {"right": (high, high + TEXT), "left": (low - TEXT, low)}
     free = {side: span for side, span in spans.items() if span[0] >= 0 and span[1] <= 1}
     clear = [
         side
         for side, (start, stop) in free.items()
-        if not any(start < _place(figure, line) < stop for line in lines)
+        if not any(start < place_of(figure, line) < stop for line in lines)
     ]
     return next(iter([*clear, *free]), "centre")
-
-
-def _draw_proposal(figure: go.Figure, shown: Proposal, axis: str) -> None:
-    """The window as a thin bar, the interval of its centre as a thick one."""
-    bars = [("window", (shown.low, shown.high), 2), ("interval", data.interval(shown), 7)]
-    for name, ends, width in bars:
-        if ends is not None:
-            drawn = {"yaxis": axis, "showlegend": False, "hoverinfo": "skip"}
-            line = {"width": width}
-            add_line(figure, ends, (0, 0), name, _trust(shown), line=line, opacity=0.6, **drawn)
 
 
 def _draw_ticks(figure: go.Figure, rows: Sequence[data.Row], colours: list[str], axis: str) -> None:

@@ -74,9 +74,9 @@ def best_rate(train: Train, steps: int) -> dict[str, Any]:
     return {"grid": mean, "best": best, "good": [min(good), max(good)]}
 
 
-def proposals(train: Train, times: int) -> list[dict[str, float]]:
+def proposals(train: Train, times: int, steps: int) -> list[dict[str, float]]:
     """Centre and window of the pooled range tests, for several seeds."""
-    pooled = [proposal.pool(find_lr(train, seed=seed)) for seed in range(times)]
+    pooled = [proposal.pool(find_lr(train, seed=seed), steps) for seed in range(times)]
     return [{"centre": p.centre, "low": p.low, "high": p.high} for p in pooled]
 
 
@@ -110,7 +110,7 @@ def run(name: str, studies: int) -> dict[str, Any]:
     train, test = mnist1d.TRAIN[name], partial(mnist1d.TRAIN[name], score=mnist1d.test_error)
     grid = best_rate(train, steps)
     print(f"best max_lr {grid['best']:.3g}, as good within its error: {grid['good']}", flush=True)
-    pointed = proposals(train, 10)
+    pointed = proposals(train, 10, steps)
     print("proposals", ", ".join(f"{p['centre']:.3g}" for p in pointed), flush=True)
     defaults = {lr: scores(test, standard(lr), steps, FRESH_SEEDS) for lr in DEFAULT_RATES}
     found = []
