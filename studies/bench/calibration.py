@@ -157,8 +157,7 @@ def _wanted(task: Task, results: Results) -> list[Row]:
     """The next measurements: sweeps, a coarse grid, then a fine one around what looks best."""
     sweeps = [{"task": task.name, "kind": "sweep", "seed": seed} for seed in range(PRE_STAGES)]
     coarse = _grid_jobs(task, COARSE, COARSE_SEEDS)
-    studies = [{"task": task.name, "kind": "study", "seed": seed} for seed in range(PRE_STAGES)]
-    missing = results.missing([*coarse, *sweeps, *studies])
+    missing = results.missing([*coarse, *sweeps])
     if missing:
         return missing
     mean = {index: statistics.fmean(values) for index, values in results.grid().items()}
@@ -185,15 +184,22 @@ def _grid_jobs(task: Task, indices: Iterable[int], seeds: Iterable[int]) -> list
     ]
 
 
-def run(names: Sequence[str], processes: int) -> None:
+def run(names: Sequence[str], processes: int, studies: bool = True) -> None:
     """Measure all that is missing; interrupt and start again at will."""
     with ProcessPoolExecutor(processes) as pool:
         for name in names:
             task, results = TASKS[name], Results(name)
             while jobs := _wanted(task, results):
-                for done in as_completed([pool.submit(_measure, job) for job in jobs]):
-                    results.add(done.result())
+                _measure_all(pool, jobs, results)
             print(f"{name}: {best_set(results.grid())}", flush=True)
+            if studies:  # last: only they depend on the rules
+                jobs = [{"task": name, "kind": "study", "seed": s} for s in range(PRE_STAGES)]
+                _measure_all(pool, results.missing(jobs), results)
+
+
+def _measure_all(pool: ProcessPoolExecutor, jobs: Sequence[Row], results: Results) -> None:
+    for done in as_completed([pool.submit(_measure, job) for job in jobs]):
+        results.add(done.result())
 
 
 # ------------------------------------------------------------------ what is best
@@ -275,7 +281,9 @@ def suggestions(task: Task, row: Row) -> dict[str, float | None]:
             test.rules[rule] for test in tests[: 1 if rule == "suggestion" else 3]
         )
     for name, peer in peers().items():
-        found[name] = _middle(peer(row["lrs"], sweep["losses"]) for sweep in row["sweeps"])
+        found[name] = _middle(
+            peer(row["lrs"][: len(sweep["losses"])], sweep["losses"]) for sweep in row["sweeps"]
+        )
     return found
 
 
@@ -400,12 +408,15 @@ def main() -> None:
     measure = commands.add_parser("run", help="measure what is missing")
     measure.add_argument("--tasks", nargs="*", choices=list(TASKS), default=list(TASKS))
     measure.add_argument("--processes", type=int, default=2)
+    measure.add_argument(
+        "--no-studies", action="store_true", help="only what does not depend on the rules"
+    )
     judge = commands.add_parser("score", help="errors of all rules, in octaves")
     judge.add_argument("--split", choices=["tuning", "reporting"], required=True)
     judge.add_argument("--output", type=Path, help="write the scores as JSON")
     args = parser.parse_args()
     if args.command == "run":
-        run(args.tasks, args.processes)
+        run(args.tasks, args.processes, not args.no_studies)
         return
     found = score(args.split)
     if args.output:

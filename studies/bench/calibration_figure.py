@@ -1,6 +1,6 @@
 """Scores of the calibration benchmark → one picture: how far off each rule is, task by task.
 
-    python -m studies.bench.calibration_figure docs/data/calibration-*.json -o docs/images/x.png
+python -m studies.bench.calibration_figure docs/data/calibration-*.json -o docs/images/x.png
 """
 
 from __future__ import annotations
