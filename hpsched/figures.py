@@ -37,6 +37,7 @@ from hpsched.figure_style import (
 )
 from hpsched.present import mean_and_spread, number
 from hpsched.range_test_figure import range_test_figure
+from hpsched.refining_figure import refining_figure
 from hpsched.schedule_figures import schedule_figure, schedule_gallery
 from hpsched.summary import Summary
 
@@ -45,6 +46,7 @@ __all__ = [
     "history_figure",
     "parallel_figure",
     "range_test_figure",
+    "refining_figure",
     "rungs_figure",
     "schedule_figure",
     "schedule_gallery",

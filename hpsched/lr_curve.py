@@ -55,6 +55,7 @@ __all__ = ["RangeTest", "read"]
 LEVEL_BANDWIDTHS = (0.1, 0.2, 0.4)
 NOISE_BANDWIDTH = 0.4  # decades, kernel for the noise
 SLOPE_BANDWIDTH = 0.2  # decades, kernel for the slope: a derivative needs more averaging
+ABOVE = 0.6  # octaves: the centroid lies this far above the best max_lr of whole cycles
 UPPER = 0.5  # the centroid weighs what was gained beyond this share of the best
 WINDOW = 4.0  # the window is centre / WINDOW .. centre * WINDOW
 EDGE = 0.8  # the window ends at this share of the divergence edge at most
@@ -147,12 +148,13 @@ class RangeTest:
 
     @property
     def suggestion(self) -> float | None:
-        """Proposed max_lr: the centroid of the gain in log rate; None when unreliable.
+        """Proposed max_lr: a little below the centroid of the gain in log rate; None if unreliable.
 
-        The mean of all rates at which the sweep gained more than half of its best, each weighted by
-        what it gained beyond that half.
+        The centroid is the mean of all rates at which the sweep gained more than half of its best,
+        each weighted by what it gained beyond that half. A sweep likes rates 0.6 octaves higher
+        than whole cycles do (docs/calibration.md).
         """
-        return self._reading.centroid if self.reliable else None
+        return self._reading.suggestion if self.reliable else None
 
     @property
     def window(self) -> tuple[float, float] | None:
@@ -168,7 +170,7 @@ class RangeTest:
         =================== ==============================================================
         rule                rate
         =================== ==============================================================
-        ``suggestion``      ours: centroid of the gain
+        ``suggestion``      ours: 0.6 octaves below the centroid of the gain
         ``geometric_mean``  of the next two
         ``steepest``        steepest fall per log rate (torch-lr-finder's and Lightning's idea)
         ``minimum``         lowest loss before divergence
@@ -289,6 +291,11 @@ class Reading(NamedTuple):
     basin: tuple[int, int] = (0, 0)
     curve: Curve | None = None
     parts: tuple[Curve, ...] = ()
+
+    @property
+    def suggestion(self) -> float | None:
+        """The centroid, moved to where whole cycles are best."""
+        return None if self.centroid is None else self.centroid * 2**-ABOVE
 
 
 class _Descent(NamedTuple):

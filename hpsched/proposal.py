@@ -22,7 +22,7 @@ __all__ = ["Proposal", "pool"]
 
 DRAWS = 200  # bootstrap replicates
 INTERVAL = (0.05, 0.95)  # quantiles of the interval
-BETWEEN = 0.04  # decades, spread of the centre between seeds that few replicates do not show
+BETWEEN = 0.025  # decades, spread of the centre between seeds that few replicates do not show
 #: The best max_lr falls by this many octaves as training gets twice as long, and how much that
 #: differs between tasks (docs/calibration.md).
 HORIZON, HORIZON_SPREAD = -0.15, 0.2
@@ -73,7 +73,7 @@ def pool(tests: Sequence[RangeTest], total_steps: int | None = None) -> Proposal
     """One window from replicates of a range test, which may differ in seed and weight decay.
 
     The replicates' gains are averaged over log rate and read as one curve: noise that no single
-    sweep rises above averages out. The centre is the centroid of the gain; it and the window do not
+    sweep rises above averages out. The centre is what that curve suggests; it and the window do not
     pass the lowest divergence edge. Without a significant descent, with a range that missed it, or
     when the bootstrap interval of the centre spans more than four octaves, the result is not
     reliable and its window is everything that was swept below divergence.
@@ -90,7 +90,7 @@ def pool(tests: Sequence[RangeTest], total_steps: int | None = None) -> Proposal
     edge = min((t.lr_diverged for t in tests if t.lr_diverged is not None), default=None)
     reading = tests[0]._reading if len(tests) == 1 else lr_curve.read(tests)
     edge = edge if edge is not None else reading.diverged
-    if not reading.reliable or reading.centroid is None:
+    if not reading.reliable or reading.suggestion is None:
         return _fallback(tests, edge, reading.reason, reading.missed)
     interval = _bootstrap(reading)
     octaves = math.log2(interval[1] / interval[0])
@@ -98,7 +98,7 @@ def pool(tests: Sequence[RangeTest], total_steps: int | None = None) -> Proposal
         return _fallback(tests, edge, f"the replicates disagree by {octaves:.1f} octaves", None)
     longer = 0.0 if total_steps is None else math.log2(total_steps / _steps(tests))
     moved = 2 ** (HORIZON * longer)
-    centre = lr_curve.below(reading.centroid, interval[0], edge) * moved
+    centre = lr_curve.below(reading.suggestion, interval[0], edge) * moved
     wider = math.sqrt(interval[1] / interval[0]) * 2 ** (HORIZON_SPREAD * abs(longer))
     low, high = lr_curve.window(centre, edge, wider)
     good = sum(test.reliable for test in tests)
@@ -132,7 +132,7 @@ def _bootstrap(reading: Reading) -> tuple[float, float]:
         return float(10 ** x[0]), float(10 ** x[-1])
     centres = lr_curve.centroid(x, gains, (0, len(x) - 1))
     low, high = np.quantile(centres + BETWEEN * rng.standard_normal(len(centres)), INTERVAL)
-    return float(10**low), float(10**high)
+    return float(10**low) * 2**-lr_curve.ABOVE, float(10**high) * 2**-lr_curve.ABOVE
 
 
 def _noisy(x: Array, part: Curve, rng: np.random.Generator) -> Array:

@@ -44,11 +44,15 @@ SPREAD = 1.2  # octaves: how far a reliable range test is off (docs/calibration.
 WIDE = 2.5  # octaves: and an unreliable one
 TEMPER = 0.5  # a small unit explains scores by the bowl, not by noise: half of what it would earn
 TAILS = 4.0  # degrees of freedom of the prior: the range test is sometimes far off
+SLOPE_TAILS = 2.0  # and the horizon still more so: a model that overfits wants far lower rates
 BRINK, STEEP = 1.5, 2.5  # runs diverge from about this many octaves above the optimum on
+OVERFITS = 1.2  # and from here on longer training may score worse than shorter
+CHANCE = 0.01  # either may happen at any rate
+LITTLE = 2.0  # times the spread of the shorter cycles: what counts as worse, and not as noise
 MARGIN = 0.5  # octaves that the window reaches past the 90 % interval
 UNITS = np.geomspace(0.03, 3.0, 16)
 OFFSETS = np.arange(-60, 61) / 10  # octaves about the range test's centre
-SLOPES = HORIZON + np.arange(-5, 6) / 10
+SLOPES = HORIZON + np.arange(-12, 11) / 10
 
 
 class Run(NamedTuple):
@@ -75,25 +79,35 @@ def best_rate(prior: Proposal, runs: Sequence[Run]) -> Belief:
     """Where the best max_lr of a full cycle lies, after these runs.
 
     The prior is a heavy-tailed t distribution about the proposal's centre, as wide as range tests
-    were found to be off; the horizon's slope has a normal one about what was found on average.
-    The scores of a length tell something from two on, and a diverged run that the optimum is lower.
+    were found to be off; the horizon's slope has another, about what was found on average.
+    The scores of a length tell something from two on. That the optimum is lower tells a diverged
+    run, and one that scored worse than a shorter cycle at the same rate: it overfits.
     """
     mu = math.log2(prior.centre) + OFFSETS
     spread = SPREAD if prior.reliable else WIDE
-    at = -0.5 * (TAILS + 1) * np.log1p((OFFSETS / spread) ** 2 / TAILS)
-    along = -0.5 * ((SLOPES - HORIZON) / HORIZON_SPREAD) ** 2
+    at = _log_t(OFFSETS / spread, TAILS)
+    along = _log_t((SLOPES - HORIZON) / HORIZON_SPREAD, SLOPE_TAILS)
     log_p = at[:, None] + along[None, :]
+    shorter: list[Run] = []  # of the lengths before, from the shortest on
     for share in sorted({run.share for run in runs}):
         optimum = mu[:, None] + SLOPES * math.log2(share)
         same = [run for run in runs if run.share == share]
         scored = [run for run in same if math.isfinite(run.score)]
         for run in same:
             if run not in scored:
-                log_p = log_p + _log_diverges(math.log2(run.max_lr) - optimum)
+                log_p = log_p + _log_too_high(math.log2(run.max_lr) - optimum, BRINK)
+            elif _worse_for_longer(run, shorter):
+                log_p = log_p + _log_too_high(math.log2(run.max_lr) - optimum, OVERFITS)
         if len(scored) > 1:
             log_p = log_p + _log_likelihood(optimum, scored)
+        shorter += scored
     p = np.exp(log_p - log_p.max()).sum(axis=1)
     return Belief(mu, p / p.sum())
+
+
+def _log_t(z: Array, freedom: float) -> Array:
+    """Log density of Student's t, up to a constant."""
+    return np.asarray(-0.5 * (freedom + 1) * np.log1p(z**2 / freedom))
 
 
 def _log_likelihood(mu: Array, runs: Sequence[Run]) -> Array:
@@ -101,7 +115,7 @@ def _log_likelihood(mu: Array, runs: Sequence[Run]) -> Array:
     x = np.log2([run.max_lr for run in runs])
     score = np.array([run.score for run in runs])
     best = float(score.min())
-    reach = max(float(np.median(score)) - best, 0.1 * float(np.ptp(score)), 1e-12)
+    reach = _reach(score)
     expected = _bowl(x - mu[..., None])
     weight = 1 / (1 + (HEAVY * expected) ** 2)
     total = weight.sum(axis=-1)
@@ -122,9 +136,24 @@ def _bowl(distance: Array) -> Array:
     return np.minimum(rise, CAP)
 
 
-def _log_diverges(distance: Array) -> Array:
-    """Log probability that a run this many octaves above the optimum diverges, up to a factor."""
-    return np.asarray(-np.logaddexp(0, -STEEP * (distance - BRINK)))
+def _reach(score: Array) -> float:
+    """How far the scores spread, with little regard to the worst of them."""
+    best = float(score.min())
+    return max(float(np.median(score)) - best, 0.1 * float(np.ptp(score)), 1e-12)
+
+
+def _worse_for_longer(run: Run, shorter: Sequence[Run]) -> bool:
+    """Whether a shorter cycle at the same rate did better, by more than a little."""
+    same = [other.score for other in shorter if other.max_lr == run.max_lr]
+    if not same:
+        return False
+    others = np.array([other.score for other in shorter])
+    return run.score > min(same) + LITTLE * _reach(others)
+
+
+def _log_too_high(distance: Array, brink: float) -> Array:
+    """Log probability of going wrong this many octaves above the optimum, up to a factor."""
+    return np.asarray(np.log(CHANCE + (1 - CHANCE) / (1 + np.exp(-STEEP * (distance - brink)))))
 
 
 def refined(prior: Proposal, runs: Sequence[Run]) -> Proposal:

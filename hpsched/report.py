@@ -9,7 +9,7 @@ from __future__ import annotations
 import html
 import platform
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -22,10 +22,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from hpsched import evidence, figures, records
 from hpsched.errors import UsageError
+from hpsched.evidence import Evidence
 from hpsched.figure_data import ranked
 from hpsched.figure_style import untitled
 from hpsched.ledger import Best, Candidate, Cost, Run, optimizer_name
-from hpsched.present import duration, mean_and_spread, number, torch_snippet
+from hpsched.present import duration, mean_and_spread, number, rate_text, torch_snippet
 from hpsched.records import RecipeSpace, SweepRecord
 from hpsched.sampler import Coordinates
 from hpsched.summary import Summary
@@ -206,10 +207,19 @@ def _field_row(
         searched = f"{number(low)} to {number(high)}{', log scale' if log else ''}"
         if field == "max_lr" and window:
             low, high = window.window
-            searched = f"{number(low)} to {number(high)}, from the range test"
+            searched = f"{number(low)} to {number(high)}, from {_source(window)}"
         elif field == "weight_decay" and window and window.uses_kappa:
             searched = "scaled to rate and steps"
     return _row(field, number(best.recipe[field]), searched)
+
+
+def _source(window: Coordinates) -> str:
+    """What max_lr's window follows from."""
+    found = window.evidence
+    if found is None:
+        return "your range"
+    refined = found.proposal != found.prior
+    return "range tests and complete cycles" if refined else "range tests"
 
 
 def _row(name: str, value: str, searched: str) -> dict[str, str]:
@@ -358,32 +368,82 @@ def _groups(summary: Summary) -> Iterator[Mapping[str, Any]]:
 
 
 def _range_tests(summary: Summary) -> Iterator[_Figure]:
+    """By context: what the range tests say, and what complete cycles made of it."""
     contexts: dict[str, list[SweepRecord]] = {}
     for sweep in evidence.sweeps(run.trial for run in summary.runs):
         contexts.setdefault(sweep.context_key, []).append(sweep)
     if not contexts:
         yield _figure("range-test", figures.range_test_figure([], None), "")
     for index, (key, sweeps) in enumerate(contexts.items()):
-        pooled = evidence.pool(sweeps)
-        drawn = figures.range_test_figure(
-            [evidence.range_test(sweep) for sweep in sweeps], pooled.proposal if pooled else None
-        )
-        note = _range_test_note(summary, key)
-        yield _figure(f"range-test-{index}", drawn, note, f"Context {key}" if key else "")
+        context = f"Context {key}" if key else ""
+        where = summary.windows.get(key)
+        found = where.evidence if where else None
+        tests = [evidence.range_test(sweep) for sweep in sweeps]
+        prior = found.prior if found else None
+        drawn = figures.range_test_figure(tests, prior, _range_test_title(found))
+        note = _range_test_note(summary, key, found)
+        yield _figure(f"range-test-{index}", drawn, note, context)
+        if where and found and found.runs:
+            drawn = figures.refining_figure(found, maximise=summary.direction == "maximize")
+            yield _figure(f"refining-{index}", drawn, _refining_note(summary, where, found))
 
 
-def _range_test_note(summary: Summary, key: str) -> str:
-    pooled = evidence.pool(
-        [r.sweep for r in summary.runs if r.sweep and r.sweep.context_key == key]
-    )
-    if pooled is None:
+def _range_test_title(found: Evidence | None) -> str | None:
+    """None leaves it to the figure, whose own title says to search there."""
+    if found is None or found.proposal == found.prior or not found.prior.reliable:
+        return None
+    window = f"{rate_text(found.prior.low)} to {rate_text(found.prior.high)}"
+    return f"The range tests say: max_lr from {window}, around {rate_text(found.prior.centre)}"
+
+
+def _range_test_note(summary: Summary, key: str, found: Evidence | None) -> str:
+    """How sure the range tests are, what they cost, and what follows without cycles of its own."""
+    if found is None:
         return ""
-    note = f"{pooled.proposal.reason[:1].upper()}{pooled.proposal.reason[1:]}."
-    where = summary.windows.get(key)
-    if where and where.window != (pooled.proposal.low, pooled.proposal.high):
-        low, high = where.window
-        note += f" The search has moved to {number(low)} to {number(high)}, after what it found."
-    return note
+    cost = _cost_in(summary, key, lambda run: [run.sweep.name] if run.sweep else [])
+    reason = found.prior.reason
+    note = f"{reason[:1].upper()}{reason[1:]}. They cost {number(cost)} full cycles."
+    if found.runs:
+        return note
+    if found.proposal != found.prior:
+        centre = rate_text(found.proposal.centre)
+        note += f" Complete cycles of other contexts move the centre to {centre}."
+    return note + _moved(summary.windows[key], found)
+
+
+def _refining_note(summary: Summary, where: Coordinates, found: Evidence) -> str:
+    """What the refining cycles made of the range tests, at what cost."""
+    key = where.recipe.context_key
+    cost = _cost_in(summary, key, _refining_cycles)
+    low, high = found.proposal.interval
+    note = f"{len(found.runs)} complete cycles at the cost of {number(cost)} full ones"
+    if found.proposal == found.prior:
+        return f"{note} say no more than the range tests yet."
+    note += (
+        f" put the best max_lr at {rate_text(found.proposal.centre)}, and with 90 % certainty "
+        f"between {rate_text(low)} and {rate_text(high)}; the range tests had said "
+        f"{rate_text(found.prior.centre)}. That shorter cycles like higher rates is counted in."
+    )
+    return note + _moved(where, found)
+
+
+def _refining_cycles(run: Run) -> list[str]:
+    return [cycle.name for cycle in run.cycles if records.REFINES in run.trial.user_attrs]
+
+
+def _cost_in(summary: Summary, key: str, names: Callable[[Run], list[str]]) -> float:
+    """What the runs of ``train`` of these names cost in a context, in full cycles, each once."""
+    ours = [run for run in summary.runs if run.recipe and run.recipe.context_key == key]
+    costs = {name: run.parts()[name].cycles for run in ours for name in names(run)}
+    return sum(costs.values())
+
+
+def _moved(where: Coordinates, found: Evidence) -> str:
+    """A sentence when the window has widened towards good trials at its edge."""
+    shown, (low, high) = found.proposal, where.window
+    if low >= shown.low and high <= shown.high:  # the user's own range may be narrower
+        return ""
+    return f" The search has since moved on to {rate_text(low)} to {rate_text(high)}."
 
 
 def _search_figures(summary: Summary) -> list[_Figure]:

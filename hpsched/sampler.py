@@ -58,10 +58,10 @@ COUPLED = frozenset({"Adam", "NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta", 
 COUPLED_DECAYS = (1e-6, 1e-2)
 COUPLED_DECAY = 1e-4
 #: Where in the belief about the best max_lr each refining trial lies: the centre, both flanks, and
-#: between. Fewer say too little, more are better spent on the search (docs/calibration.md).
-REFINING = (0.5, 0.15, 0.85, 0.35, 0.65)
-#: Refining trials of each context after the first.
-LATER_ROLES = 2
+#: what is the centre by then, which is run in full (docs/calibration.md).
+REFINING = (0.5, 0.15, 0.85, 0.5)
+#: Those of them that each context after the first plays: first and last.
+LATER = (0, len(REFINING) - 1)
 #: Horizon assumed for κ when ``suggest_onecycle`` was not told total_steps.
 ASSUMED_STEPS = 1000
 #: Trials of a context before its window may widen towards a best one at its edge.
@@ -389,7 +389,7 @@ def _free_role(
 ) -> int | None:
     """The first role that nobody holds, or has played without failing.
 
-    The first context gets all of them, each further one two: it starts from what the first learned.
+    The first context gets all of them, each further one starts from what the first has learned.
     Without range tests, or several objectives, there is only the standard recipe.
     """
     held: dict[str, set[int]] = {}
@@ -397,11 +397,12 @@ def _free_role(
         k = other.user_attrs.get(records.REFINES)
         if k is not None and other.state != TrialState.FAIL and other.number != trial.number:
             held.setdefault(next(iter(_spaces(other)), recipe).context_key, set()).add(k)
-    roles = len(REFINING) if not held or recipe.context_key == next(iter(held)) else LATER_ROLES
+    first = not held or recipe.context_key == next(iter(held))
+    roles: Sequence[int] = range(len(REFINING)) if first else LATER
     if where.evidence is None or len(where.recipe.rungs) == 0:
-        roles = 0 if held else 1
+        roles = () if held else (0,)
     taken = held.get(recipe.context_key, set())
-    return next((k for k in range(roles) if k not in taken), None)
+    return next((k for k in roles if k not in taken), None)
 
 
 def _best_lr(

@@ -20,6 +20,7 @@ from hpsched.errors import TrainingError, UsageError
 from hpsched.records import CycleRecord, RecipeSpace, SweepRecord
 from hpsched.sampler import (
     KAPPA_RANGE,
+    REFINING,
     STANDARD_KAPPA,
     STANDARD_RECIPE,
     WEIGHT_DECAY_BOUNDS,
@@ -356,13 +357,18 @@ class OneCycle:
             is_last = rung == max(rungs)
             if is_last or f"{records.RUNG}{rung + 1}" in trial.user_attrs:
                 continue
-            if trial.should_prune():
+            if trial.should_prune() and not self._settles():
                 raise optuna.TrialPruned(
                     f"rung {rung} ({steps} steps) gave {record.value:.6g}: not in the best "
                     "share of the trials that reached it"
                 )
             logger.info("trial %d: rung %d gave %.6g, climbs on", trial.number, rung, record.value)
         return value
+
+    def _settles(self) -> bool:
+        """Whether this is the refining trial that tries what was found at full length."""
+        role = self._study_trial().user_attrs.get(records.REFINES)
+        return role == len(REFINING) - 1
 
     def _confirm(self, train: Train) -> float:
         self._sweep = None

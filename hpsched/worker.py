@@ -40,8 +40,8 @@ from optuna.study import Study
 from optuna.trial import Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
+from hpsched import dashboard_figures, records
 from hpsched import objective as objectives
-from hpsched import records
 from hpsched.errors import (
     HpschedError,
     StorageError,
@@ -150,6 +150,7 @@ class Worker:
                     trial = patiently(self._claim, "asking for a trial")
                     if trial is not None:
                         self._work_on(trial)
+                        dashboard_figures.publish_after(self._study, trial.number)
                     elif patiently(self._others_live, "looking for other workers"):
                         break
             except KeyError:  # Optuna's word for what is not there; the objective's end elsewhere

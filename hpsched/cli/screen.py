@@ -16,13 +16,14 @@ from rich.table import Table
 from rich.text import Text
 
 from hpsched.ledger import Best, Cost
-from hpsched.present import duration, mean_and_spread, number
+from hpsched.present import duration, mean_and_spread, number, rate_text
 from hpsched.records import FIELDS, WorkerRecord
 from hpsched.study import live_workers
 from hpsched.summary import Summary
 
 if TYPE_CHECKING:
     from hpsched.cycle import Progress as CycleProgress
+    from hpsched.sampler import Coordinates
 
 
 def status_screen(summary: Summary) -> RenderableType:
@@ -114,12 +115,25 @@ def _facts(summary: Summary) -> RenderableType:
     if summary.saved_cycles:
         grid.add_row("saved", f"{number(summary.saved_cycles)} full cycles by pruning")
     for context, window in summary.windows.items():
-        low, high = window.window
         name = f"max_lr ({context})" if context else "max_lr"
-        grid.add_row(
-            escape(name), f"{number(low)} … {number(high)}, centre {number(window.centre)}"
-        )
+        grid.add_row(escape(name), _window(window))
     return grid
+
+
+def _window(where: Coordinates) -> str:
+    """What the range tests and the complete cycles say of max_lr, and where it is searched."""
+    found, centre = where.evidence, f"centre {rate_text(where.centre)}"
+    if found is None or found.proposal == found.prior:
+        return f"{_rates(where.window)}, {centre}"
+    tested, refined = ((shown.low, shown.high) for shown in (found.prior, found.proposal))
+    by = "complete cycles" if found.runs else "cycles of other contexts"
+    said = f"range tests say {_rates(tested)}, {by} {_rates(refined)}, {centre}"
+    moved = _rates(where.window) != _rates(refined)
+    return f"{said}; searched is {_rates(where.window)}" if moved else said
+
+
+def _rates(window: tuple[float, float]) -> str:
+    return " … ".join(map(rate_text, window))
 
 
 def _cost(cost: Cost) -> str:

@@ -71,6 +71,7 @@ def dashboard(
 
     It has no log-in: whoever reaches the port can delete studies.
     """
+    from hpsched.dashboard_figures import publish_in_background
     from hpsched.storage import open_storage
 
     try:
@@ -80,6 +81,7 @@ def dashboard(
             "The Optuna Dashboard is not installed: pip install 'hpsched[dashboard]'."
         ) from None
     held = open_storage(storage)
+    publish_in_background(held)
     hint(f"Optuna Dashboard on http://{host}:{port} (Ctrl-C ends it)")
     failed: list[OSError] = []
 

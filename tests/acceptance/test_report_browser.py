@@ -52,6 +52,8 @@ def test_every_figure_is_drawn(summary: Callable[[], Summary], width: int, tmp_p
     path = write_report(summary(), tmp_path / "report.html")
     page, console = dump(path, tmp_path / "profile", f"--window-size={width},900")
     assert console == []
+    refined = [known for w in summary().windows.values() if (known := w.evidence) and known.runs]
+    assert page.count('id="figure-refining-') == 3 * len(refined)  # caption, plot and data
     plots = re.split(r'<div class="plotly-graph-div', page)[1:]
     assert len(plots) == page.count('-data">')
     for plot in plots:

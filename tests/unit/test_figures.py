@@ -23,12 +23,16 @@ from hpsched import (
     lr_curve,
     proposal,
     range_test_data,
+    records,
+    refine,
+    refining_figure,
     schedules,
     weight_decay,
 )
 from hpsched.errors import HpschedError, UsageError
 from hpsched.figure_style import RED
-from hpsched.present import number
+from hpsched.present import number, rate_text
+from hpsched.summary import Summary
 
 STUDY_FIGURES = [
     figures.history_figure,
@@ -281,6 +285,158 @@ def test_a_notebook_shows_the_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     for shown in both:
         (bundle,) = shown._repr_mimebundle_().values()
         assert bundle["layout"]["title"]["text"] == sweep().figure().layout.title.text
+
+
+# -- complete cycles -------------------------------------------------------------------------------
+
+
+def known(summary: Summary, context: int = 0) -> evidence.Evidence:
+    found = list(summary.windows.values())[context].evidence
+    assert found is not None
+    return found
+
+
+def made_of(*runs: refine.Run) -> evidence.Evidence:
+    found = known(report_studies.confirmed())
+    return replace(found, runs=runs, proposal=refine.refined(found.prior, runs))
+
+
+@pytest.mark.parametrize(
+    ("summary", "maximise"), [(report_studies.confirmed, False), (report_studies.maximised, True)]
+)
+def test_each_length_shows_what_train_returned_at_which_rate(summary: Any, maximise: bool) -> None:
+    figure = figures.refining_figure(known(summary()), maximise)
+    names = {0: "1/9 of the steps", 1: "1/3 of the steps", 2: "full length"}
+    assert {t.name for t in figure.data} >= set(names.values())
+    refining = [r for r in summary().runs if records.REFINES in r.trial.user_attrs]
+    assert refining
+    for rung, name in names.items():
+        ran = [(r.trial.params["max_lr"], c.value) for r in refining for c in r.cycles[rung:][:1]]
+        shown = trace(figure, name)
+        assert list(zip(shown.x, shown.y, strict=True)) == sorted(ran)
+        assert all(
+            number(value, 4) in text
+            for (_, value), text in zip(sorted(ran), shown.text, strict=True)
+        )
+
+
+def test_lengths_have_panels_of_their_own_the_shortest_first_and_the_belief_below() -> None:
+    figure = figures.refining_figure(known(report_studies.confirmed()))
+    shown = ["1/9 of the steps", "1/3 of the steps", "full length", "belief with these cycles"]
+    axes = [figure.layout["yaxis" + (trace(figure, name).yaxis or "y")[1:]] for name in shown]
+    ends = [end for axis in reversed(axes) for end in axis.domain]
+    assert ends == sorted(ends) and len(set(ends)) == 8
+    for name, axis in zip(shown[:3], axes, strict=False):
+        values = trace(figure, name).y
+        assert axis.title.text == name
+        assert axis.range[0] < min(values) <= max(values) < axis.range[1]
+        assert axis.range[1] - axis.range[0] < 1.5 * (max(values) - min(values))
+
+
+def test_symbols_and_colours_tell_lengths_apart_and_full_cycles_are_always_the_same() -> None:
+    shares = (0.05, 0.1, 0.25, 1 / 3, 1.0)
+    runs = [refine.Run(rate, share, 0.5) for share in shares for rate in (0.1, 0.2)]
+    looks = [length.look for length in refining_figure.lengths(runs)]
+    assert len(set(looks)) == len({colour for _, colour in looks}) == len(shares)
+    assert looks[-1] == refining_figure.FULL
+    assert refining_figure.FULL not in [x.look for x in refining_figure.lengths(runs[:-2])]
+
+
+@pytest.mark.parametrize(
+    ("share", "name"),
+    [
+        (1.0, "full length"),
+        (1 / 9, "1/9 of the steps"),
+        (67 / 600, "1/9 of the steps"),
+        (0.4, "40 % of the steps"),
+    ],
+)
+def test_lengths_are_named_as_people_say_them(share: float, name: str) -> None:
+    assert refining_figure.length_name(share) == name
+
+
+@pytest.mark.parametrize("maximise", [False, True])
+def test_diverged_runs_are_crosses_on_the_edge_that_is_worst(maximise: bool) -> None:
+    found = known(report_studies.mixed())
+    figure = figures.refining_figure(found, maximise)
+    crosses = trace(figure, "1/9 of the steps, diverged")
+    assert list(crosses.x) == [5.0, 8.0]
+    assert list(crosses.y) == [figure.layout.yaxis.range[0 if maximise else 1]] * 2
+    assert (crosses.marker.symbol, crosses.marker.color) == ("x", RED)
+    assert any(t.name == "diverged" for t in figure.data)  # in the legend
+    calm = figures.refining_figure(known(report_studies.confirmed()))
+    assert not any(t.name == "diverged" for t in calm.data)
+
+
+def test_a_length_that_only_diverged_has_no_scale() -> None:
+    runs = [refine.Run(rate, 1 / 9, math.inf) for rate in (3.0, 6.0)]
+    figure = figures.refining_figure(made_of(*runs))
+    assert list(trace(figure, "1/9 of the steps, diverged").x) == [3.0, 6.0]
+    assert figure.layout.yaxis.showticklabels is False
+    assert not any(t.name and t.name.startswith("value") for t in figure.data)
+
+
+def test_the_belief_is_drawn_before_and_after_the_cycles() -> None:
+    found = known(report_studies.confirmed())
+    figure = figures.refining_figure(found)
+    after, before = (
+        trace(figure, f"belief {n}") for n in ("with these cycles", "from the range tests")
+    )
+    belief = refine.best_rate(found.prior, found.runs)
+    peak = after.x[int(np.argmax(after.y))]
+    assert peak == pytest.approx(2 ** belief.mu[belief.p.argmax()])
+    assert before.x[int(np.argmax(before.y))] == pytest.approx(found.prior.centre)
+    assert max(after.y) == 1 > max(before.y) > 0  # on one scale: what is surer is higher
+    assert after.fill == "tozeroy" and before.fill is None
+    seen = dict(zip(np.round(np.log2(after.x), 6), after.y, strict=True))
+    for mu, p in zip(np.round(belief.mu, 6), belief.p / belief.p.max(), strict=True):
+        assert seen.get(mu, 0.0) == pytest.approx(p, abs=0.01)
+
+
+def test_the_refined_window_and_interval_and_the_range_tests_centre_are_drawn() -> None:
+    found = known(report_studies.confirmed())
+    figure = figures.refining_figure(found)
+    drawn = shapes(figure)
+    refined = found.proposal
+    assert refined.centre != found.prior.centre
+    assert (drawn["window"].x0, drawn["window"].x1) == (refined.low, refined.high)
+    assert drawn["centre"].x0 == refined.centre
+    assert drawn["range tests"].x0 == found.prior.centre
+    assert (drawn["range tests"].line.color, drawn["range tests"].line.dash) == (
+        figure_style.GREY,
+        "dash",
+    )
+    assert tuple(trace(figure, "interval").x) == refined.interval
+    assert tuple(trace(figure, "window").x) == (refined.low, refined.high)
+    texts = [a.text for a in figure.layout.annotations]
+    assert texts == [
+        f"centre {rate_text(refined.centre)}",
+        f"range tests {rate_text(found.prior.centre)}",
+    ]
+    assert len({a.yshift for a in figure.layout.annotations}) == 2
+
+
+def test_every_run_and_window_is_within_the_axis_of_rates() -> None:
+    mixed = report_studies.mixed()
+    for found in (known(report_studies.confirmed()), known(mixed), known(mixed, 1)):
+        low, high = (10**end for end in figures.refining_figure(found).layout.xaxis.range)
+        must = [run.max_lr for run in found.runs]
+        must += [edge for p in (found.prior, found.proposal) for edge in (p.low, p.high)]
+        assert low < min(must) <= max(must) < high
+
+
+@pytest.mark.parametrize("runs", [[], [refine.Run(0.1, 1 / 9, 0.5), refine.Run(0.1, 1.0, 0.2)]])
+def test_without_cycles_to_compare_there_are_words(runs: list[refine.Run]) -> None:
+    figure = figures.refining_figure(made_of(*runs))
+    assert not figure.data
+    assert figure.layout.annotations[0].text == "no two complete cycles of one length yet"
+
+
+def test_the_title_of_complete_cycles_fits_a_telephone() -> None:
+    figure = figures.refining_figure(known(report_studies.mixed(), 1))
+    assert len(figure.layout.title.text) <= 46
+    lines = figure.layout.title.subtitle.text.split("<br>")
+    assert max(map(len, lines)) <= figure_style.SUBTITLE_WIDTH
 
 
 # -- files -----------------------------------------------------------------------------------------

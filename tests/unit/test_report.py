@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import runpy
@@ -10,17 +11,21 @@ from dataclasses import replace
 from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
 import report_studies
 import torch
+from rich.console import Console
 
 import hpsched
-from hpsched import schedules
+from hpsched import records, schedules
+from hpsched.cli.screen import status_screen
 from hpsched.errors import UsageError
+from hpsched.evidence import Evidence
 from hpsched.ledger import Candidate
-from hpsched.present import duration, mean_and_spread, number, torch_snippet
+from hpsched.present import duration, mean_and_spread, number, rate_text, torch_snippet
 from hpsched.report import headline, render_report, write_report
 from hpsched.study import create_study
 from hpsched.summary import Summary, summarise
@@ -139,6 +144,151 @@ def test_each_context_has_its_range_test() -> None:
     assert "figure-range-test-0" in ids
     assert "figure-range-test-1" in ids
     assert "Context norm='batch'" in page(report_studies.mixed).text
+
+
+def drawn(name: str, summary: Summary) -> Any:
+    """The data of the page's figure of this name."""
+    found = re.search(rf'id="figure-{name}-data">(.*?)</script>', render_report(summary), re.DOTALL)
+    assert found is not None
+    return json.loads(found[1])
+
+
+def note(name: str, summary: Summary) -> str:
+    """All that is said above the page's figure of this name."""
+    found = re.search(
+        rf'<figcaption id="figure-{name}-caption">(.*?)</figcaption>', render_report(summary)
+    )
+    assert found is not None
+    return re.sub("<[^>]+>", "", found[1])
+
+
+def known(summary: Summary) -> Evidence:
+    found = summary.windows[""].evidence
+    assert found is not None
+    return found
+
+
+def changed(summary: Summary, **more: Any) -> Summary:
+    """The summary with other coordinates."""
+    return replace(summary, windows={"": replace(summary.windows[""], **more)})
+
+
+def test_the_range_test_figure_shows_what_the_range_tests_alone_say() -> None:
+    summary = report_studies.confirmed()
+    found = known(summary)
+    assert found.prior.centre != found.proposal.centre
+    shapes = {shape["name"]: shape for shape in drawn("range-test-0", summary)["layout"]["shapes"]}
+    assert shapes["window"]["x0"] == pytest.approx(found.prior.low)
+    assert shapes["window"]["x1"] == pytest.approx(found.prior.high)
+    said = note("range-test-0", summary)
+    assert said.startswith("The range tests say: max_lr from")
+    assert f"around {rate_text(found.prior.centre)}." in said
+    assert "other seeds would move the centre" in said
+    assert "They cost 0.333 full cycles." in said  # three sweeps of 100 steps of 900
+
+
+@pytest.mark.parametrize("made", [report_studies.confirmed, report_studies.maximised])
+def test_the_complete_cycles_stand_below_with_what_they_cost(made: Callable[[], Summary]) -> None:
+    summary = made()
+    found = known(summary)
+    ids = [a["id"] for _, a in page(made).tags if a.get("class") == "plotly-graph-div"]
+    assert ids[ids.index("figure-range-test-0") + 1] == "figure-refining-0"
+    cycles = [c for r in summary.runs if records.REFINES in r.trial.user_attrs for c in r.cycles]
+    cost = number(sum(c.steps for c in cycles) / report_studies.STEPS)
+    said = note("refining-0", summary)
+    assert f"{len(cycles)} complete cycles at the cost of {cost} full ones" in said
+    assert f"best max_lr at {rate_text(found.proposal.centre)}" in said
+    low, high = map(rate_text, found.proposal.interval)
+    assert f"90 % certainty between {low} and {high}" in said
+    assert "moved on" not in said
+    better = "higher" if summary.direction == "maximize" else "lower"
+    names = [trace.get("name") for trace in drawn("refining-0", summary)["data"]]
+    assert f"value ({better} is better)" in names
+
+
+def test_each_context_says_what_its_own_range_tests_and_cycles_cost() -> None:
+    summary = report_studies.mixed()
+    contexts = dict.fromkeys(run.sweep.context_key for run in summary.runs if run.sweep)
+    assert len(contexts) == 2
+    for index, key in enumerate(contexts):
+        ours = [r for r in summary.runs if r.recipe and r.recipe.context_key == key]
+        steps = {r.sweep.name: r.sweep.steps for r in ours if r.sweep}
+        again = [c.steps for r in ours if records.REFINES in r.trial.user_attrs for c in r.cycles]
+        swept, refined = (number(sum(some) / 900) for some in (steps.values(), again))
+        assert f"They cost {swept} full" in note(f"range-test-{index}", summary)
+        assert f"at the cost of {refined} full" in note(f"refining-{index}", summary)
+
+
+def test_a_window_that_widened_is_told() -> None:
+    summary = report_studies.confirmed()
+    low, high = summary.windows[""].window
+    wider = changed(summary, window=(low / 4, high))
+    said = f"The search has since moved on to {rate_text(low / 4)} to {rate_text(high)}."
+    assert said in note("refining-0", wider)
+    assert f"; searched is {rate_text(low / 4)} … {rate_text(high)}" in screen(wider)
+    assert "searched is" not in screen(summary)
+
+
+def test_without_cycles_of_its_own_a_context_says_where_its_centre_comes_from() -> None:
+    summary = report_studies.confirmed()
+    found = known(summary)
+    moved = replace(found, runs=(), proposal=found.prior.moved(0.5))
+    moved_summary = changed(
+        summary, evidence=moved, window=(moved.proposal.low, moved.proposal.high)
+    )
+    centre = rate_text(moved.proposal.centre)
+    said = note("range-test-0", moved_summary)
+    assert f"Complete cycles of other contexts move the centre to {centre}." in said
+    assert 'id="figure-refining-0"' not in render_report(moved_summary)
+    assert "cycles of other contexts" in screen(moved_summary)
+
+
+def test_without_cycles_the_range_tests_alone_are_told() -> None:
+    summary = report_studies.confirmed()
+    alone = replace(known(summary), runs=(), proposal=known(summary).prior)
+    alone_summary = changed(
+        summary,
+        evidence=alone,
+        window=(alone.prior.low, alone.prior.high),
+        centre=alone.prior.centre,
+    )
+    said = note("range-test-0", alone_summary)
+    assert said.startswith("Search max_lr from")
+    assert "moved on" not in said and "other contexts" not in said
+    assert 'id="figure-refining-0"' not in render_report(alone_summary)
+    low, high, centre = map(rate_text, (alone.prior.low, alone.prior.high, alone.prior.centre))
+    assert f"max_lr {low} … {high}, centre {centre} " in screen(alone_summary)
+
+
+def test_evidence_that_is_missing_leaves_the_sweeps_to_speak() -> None:
+    summary = replace(report_studies.confirmed(), windows={})
+    assert note("range-test-0", summary).startswith("Search max_lr from")
+
+
+def test_the_recipe_names_where_the_window_comes_from() -> None:
+    summary = report_studies.confirmed()
+    low, high = map(number, summary.windows[""].window)
+    text = page(report_studies.confirmed).text
+    assert f"{low} to {high}, from range tests and complete cycles" in text
+    ours = Page(render_report(changed(summary, evidence=None))).text
+    assert f"{low} to {high}, from your range" in ours
+
+
+def screen(summary: Summary) -> str:
+    """What ``hpsched study status`` prints."""
+    console = Console(width=200, file=io.StringIO(), force_terminal=False)
+    console.print(status_screen(summary))
+    return " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
+
+
+def test_status_tells_range_tests_and_complete_cycles_apart() -> None:
+    found = known(report_studies.confirmed())
+    tested, refined = (
+        f"{rate_text(p.low)} … {rate_text(p.high)}" for p in (found.prior, found.proposal)
+    )
+    centre = rate_text(found.proposal.centre)
+    said = f"max_lr range tests say {tested}, complete cycles {refined}, centre {centre} rung"
+    assert said in screen(report_studies.confirmed())
 
 
 def test_several_objectives_are_left_to_optuna() -> None:

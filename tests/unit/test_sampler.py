@@ -120,16 +120,25 @@ def test_the_first_trial_uses_the_standard_recipe_at_the_proposed_rate() -> None
     assert first.params["pct_start"] == 0.3
     assert first.params["base_momentum"] == 0.85
     assert first.params["max_momentum"] == 0.95
-    assert [t.user_attrs.get(records.REFINES) for t in study.trials] == [0, 1, 2, 3, 4, None, None]
+    assert [t.user_attrs.get(records.REFINES) for t in study.trials] == [
+        0,
+        1,
+        2,
+        3,
+        None,
+        None,
+        None,
+    ]
 
 
 def test_refining_trials_differ_in_the_rate_alone_and_find_the_best_one() -> None:
     study = optimize(6, training=FakeTraining(best_lr=0.05, noise=0.005))
-    trials = study.trials[:5]
+    trials = study.trials[:4]
     for field in ("div_factor", "pct_start", "base_momentum", "max_momentum"):
         assert {t.params[field] for t in trials} == {trials[0].params[field]}
     rates = [t.params["max_lr"] for t in trials]
-    assert len(set(rates)) == 5 and rates[1] < rates[0]
+    assert len(set(rates)) == 4 and rates[1] < rates[0]
+    assert records.cycles(trials[3])[-1].is_full  # what was found is tried at full length
     recipe = next(records.recipe_spaces(trials[0]))
     found = evidence.of(study.trials, recipe, study.directions)
     assert found and len(found.runs) > 5  # short cycles, and those that climbed
@@ -169,7 +178,7 @@ def test_later_contexts_start_from_what_the_first_one_learned() -> None:
 
     study = optimize(10, objective=objective)
     roles = [t.user_attrs.get(records.REFINES) for t in study.trials]
-    assert roles == [0, 1, 2, 3, 4, None, 0, 1, None, None]
+    assert roles == [0, 1, 2, 3, None, None, 0, 3, None, None]
     first = study.trials[6]
     alone = evidence.pool(evidence.of_context([first], "wide=True"), STEPS)
     assert alone and first.params["max_lr"] < 0.75 * alone.proposal.centre
@@ -278,7 +287,8 @@ def test_contexts_have_their_own_windows_and_share_what_they_learn() -> None:
         key: coordinates(study.trials, recipe, study.directions) for key, recipe in recipes.items()
     }
     assert set(maps) == {"width=64", "width=1024"}
-    assert maps["width=64"].centre / maps["width=1024"].centre == pytest.approx(20, rel=0.5)
+    ratio = maps["width=64"].centre / maps["width=1024"].centre
+    assert abs(math.log2(ratio / 20)) < 1
     for trial in study.trials[8:]:
         where = maps[f"width={trial.params['width']}"]
         assert where.window[0] / 2 <= trial.params["max_lr"] <= where.window[1] * 2
