@@ -174,7 +174,7 @@ def refined(prior: Proposal, runs: Sequence[Run]) -> Proposal:
         interval=(low, high),
         lr_diverged=prior.lr_diverged,
         reliable=True,
-        reason=f"range tests and {len(runs)} complete cycles: the best max_lr is sure to "
+        reason=f"range tests and {len(runs)} complete cycles: the best max_lr is known within "
         f"{octaves:.1f} octaves",
         replicates=prior.replicates,
     )
