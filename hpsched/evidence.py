@@ -21,8 +21,9 @@ from hpsched.errors import RecordError
 from hpsched.proposal import Proposal
 from hpsched.records import RecipeSpace, SweepRecord
 
-#: A sweep at larger weight decay whose edge lies this much lower diverges because of the decay.
-DISTURBED = math.sqrt(2)
+#: A sweep whose edge lies this much below those at smaller weight decay diverges because of the
+#: decay: edges scatter by half an octave between seeds, and two are beyond chance.
+DISTURBED = 4.0
 #: Share of the largest stable product of rate and weight decay that the search may use.
 DECAY_MARGIN = 0.5
 
@@ -34,18 +35,18 @@ class Evidence:
     Attributes:
         proposal: Centre and window for max_lr: range tests, and complete cycles where there are.
         prior: What the range tests alone say.
+        start: The prior, moved by what complete cycles taught in other contexts.
         runs: The complete cycles of the refining trials that went in.
         momentum_name: ``momentum``, ``beta1`` or ``none``: what the user's optimizer has.
         optimizer: Its class name.
-        replicates: Range tests that were pooled.
         decay_limit: Product of rate and weight decay beyond which sweeps diverged; inf: none seen.
     """
 
     proposal: Proposal
     prior: Proposal
+    start: Proposal
     momentum_name: str
     optimizer: str
-    replicates: int
     runs: tuple[refine.Run, ...] = ()
     decay_limit: float = math.inf
 
@@ -55,8 +56,8 @@ def of(
 ) -> Evidence | None:
     """Everything the study knows about this recipe's max_lr; None without any range test.
 
-    A context whose own range tests are missing or unreliable borrows those of all others; until it
-    has cycles of its own, its centre is moved by what the cycles of the others have moved theirs.
+    A context whose own range tests are missing or unreliable borrows those of all others, and its
+    centre is moved by what the cycles of other contexts have moved theirs.
     """
     every = sweeps(trials)
     own = [record for record in every if record.context_key == recipe.context_key]
@@ -67,8 +68,6 @@ def of(
         return found
     cycles = _cycles(trials, directions[0])
     runs = _runs(cycles, recipe)
-    if len(runs) > 1:
-        return replace(found, proposal=_refined(found.prior, runs), runs=runs)
     moves = [
         _refined(other.prior, theirs).centre / other.prior.centre
         for key, space in {r.context_key: r for _, r, _ in cycles}.items()
@@ -76,10 +75,9 @@ def of(
         and len(theirs := _runs(cycles, space)) > 1
         and (other := pool([s for s in every if s.context_key == key], space.total_steps))
     ]
-    if not moves:
-        return found
-    move = math.prod(moves) ** (1 / (len(moves) + 1))  # one more for the context's own part
-    return replace(found, proposal=found.prior.moved(move))
+    # One more than there are, for the context's own part.
+    start = found.prior.moved(math.prod(moves) ** (1 / (len(moves) + 1))) if moves else found.prior
+    return replace(found, proposal=_refined(start, runs), start=start, runs=runs)
 
 
 def _cycles(
@@ -88,6 +86,7 @@ def _cycles(
     """The refining trials, each with its recipe and (steps, score) of every complete cycle."""
     sign = 1.0 if direction == StudyDirection.MINIMIZE else -1.0
     found = []
+    seen: set[str] = set()  # a retried trial carries copies of its first's cycles
     for trial in trials:
         if records.REFINES not in trial.user_attrs:
             continue
@@ -101,8 +100,9 @@ def _cycles(
         scores = tuple(
             (steps[cycle.rung], math.inf if cycle.value is None else sign * cycle.value)
             for cycle in done
-            if cycle.rung in steps
+            if cycle.rung in steps and cycle.name not in seen
         )
+        seen.update(cycle.name for cycle in done)
         found.append((trial, space, scores))
     return found
 
@@ -157,31 +157,29 @@ def pool(found: Sequence[SweepRecord], total_steps: int | None = None) -> Eviden
     """
     if not found:
         return None
-    tests = {record.name: range_test(record) for record in found}
-    calm, limit = _undisturbed(list(tests.values()))
+    calm, limit = _undisturbed([range_test(record) for record in found])
     kinds = [record.momentum_name for record in found]
     prior = _pool(tuple(calm), total_steps)
     return Evidence(
         proposal=prior,
         prior=prior,
+        start=prior,
         momentum_name=max(set(kinds), key=kinds.count),
         optimizer=found[0].optimizer,
-        replicates=len(tests),
         decay_limit=limit,
     )
 
 
 def _undisturbed(tests: list[lr_curve.RangeTest]) -> tuple[list[lr_curve.RangeTest], float]:
     """The tests whose weight decay does not lower their edge, and the stable rate × decay."""
-    calm: list[lr_curve.RangeTest] = []
-    limit, edge = math.inf, None
-    for test in sorted(tests, key=lambda test: test.weight_decay or 0.0):
-        here = test.lr_diverged
-        if edge is not None and here is not None and here * DISTURBED < edge and test.weight_decay:
-            limit = min(limit, DECAY_MARGIN * here * test.weight_decay)
-            continue
-        calm.append(test)
-        edge = here if edge is None or here is None else min(edge, here)
+    calm, limit = [], math.inf
+    for test in tests:
+        decay, edge = test.weight_decay or 0.0, test.lr_diverged
+        milder = [t.lr_diverged for t in tests if (t.weight_decay or 0.0) < decay and t.lr_diverged]
+        if edge is not None and milder and edge * DISTURBED < min(milder):
+            limit = min(limit, DECAY_MARGIN * edge * decay)
+        else:
+            calm.append(test)
     return calm, limit
 
 
@@ -191,14 +189,28 @@ def doubt(found: Sequence[SweepRecord]) -> str | None:
     return None if pooled is None or pooled.prior.reliable else pooled.prior.reason
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=32)
 def _pool(tests: tuple[lr_curve.RangeTest, ...], total_steps: int | None) -> Proposal:
     # Each proposal of a trial asks again; the replicates hardly ever change.
     return proposal.pool(tests, total_steps)
 
 
 def range_test(record: SweepRecord) -> lr_curve.RangeTest:
-    """The stored replicate as a :class:`~hpsched.RangeTest`."""
+    """The stored replicate as a :class:`~hpsched.RangeTest`, which is read once per process."""
+    key = repr(record)
+    if key not in _read:
+        if len(_read) >= READ:
+            _read.clear()
+        _read[key] = _range_test(record)
+    return _read[key]
+
+
+#: Range tests that were read lately; each proposal of a trial asks for all of its study again.
+_read: dict[str, lr_curve.RangeTest] = {}
+READ = 64
+
+
+def _range_test(record: SweepRecord) -> lr_curve.RangeTest:
     return lr_curve.RangeTest(
         lrs=tuple(record.lrs),
         losses=tuple(_value(loss) for loss in record.losses),

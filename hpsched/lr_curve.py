@@ -222,11 +222,14 @@ class RangeTest:
         return self.figure()._repr_mimebundle_(include, exclude)
 
 
-def window(
-    centre: float, edge: float | None, wider: float = 1.0, factor: float = WINDOW
-) -> tuple[float, float]:
-    """From centre / factor to centre × factor, ``wider`` at both ends, cut below the edge."""
-    return centre / factor / wider, below(centre * factor * wider, centre, edge)
+def window(centre: float, edge: float | None, wider: float = 1.0) -> tuple[float, float]:
+    """Two octaves to either side of the centre, ``wider`` at both ends, cut below the edge."""
+    return centre / WINDOW / wider, below(centre * WINDOW * wider, centre, edge)
+
+
+def room(low: float, edge: float | None) -> float:
+    """Cut the lower end of a window to leave at least an octave below the edge."""
+    return low if edge is None else min(low, EDGE * edge / 2)
 
 
 def below(lr: float, floor: float, edge: float | None) -> float:
@@ -274,8 +277,7 @@ class Reading(NamedTuple):
     """What a curve says; a rate is None where the curve does not show it.
 
     ``missed`` says to which side the sweep must be extended: ``low``, ``high`` or None. ``curve``
-    is what was read, ``parts`` the curves that it is the average of, ``basin`` the first and last
-    index with a gain.
+    is what was read, ``parts`` the curves that it is the average of.
     """
 
     reliable: bool
@@ -288,7 +290,6 @@ class Reading(NamedTuple):
     valley: float | None = None
     slide: float | None = None
     stable: float | None = None
-    basin: tuple[int, int] = (0, 0)
     curve: Curve | None = None
     parts: tuple[Curve, ...] = ()
 
@@ -345,7 +346,6 @@ def _read_descent(curve: Curve, parts: tuple[Curve, ...], descent: _Descent) -> 
         valley=float(10 ** (0.5 * (x[descent.onset] + x[descent.minimum]))),
         slide=_slide(curve, descent),
         stable=_crossing(x, gain, descent, 0.5) or curve.broke,
-        basin=(descent.onset, descent.last),
         curve=curve,
         parts=parts,
     )

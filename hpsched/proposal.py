@@ -58,13 +58,15 @@ class Proposal:
     replicates: int = 1
 
     def moved(self, factor: float) -> Proposal:
-        """All rates but the divergence edge times ``factor``."""
+        """All rates times ``factor``, but none past the divergence edge, which stays."""
         low, high = self.interval
+        bottom = lr_curve.room(self.low * factor, self.lr_diverged)
+        centre = lr_curve.below(self.centre * factor, bottom, self.lr_diverged)
         return replace(
             self,
-            centre=self.centre * factor,
-            low=self.low * factor,
-            high=self.high * factor,
+            centre=centre,
+            low=bottom,
+            high=lr_curve.below(self.high * factor, centre, self.lr_diverged),
             interval=(low * factor, high * factor),
         )
 

@@ -244,6 +244,8 @@ def lr_range_tests(
         raise UsageError("weight_decays=(): give at least one, e.g. (1e-3, 1e-4, 0.0).")
     if len(set(weight_decays)) < len(weight_decays):
         raise UsageError(f"weight_decays={weight_decays!r}: give each once; see replicates.")
+    if "weight_decay" in options:
+        raise UsageError("weight_decay: lr_range_tests takes weight_decays, e.g. (1e-3, 1e-4).")
     if replicates < 1:
         raise UsageError(f"replicates={replicates!r}: sweeps per weight decay, at least 1.")
     sweep = partial(lr_range_test, model, optimizer, loss_fn, loader, **options)

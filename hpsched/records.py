@@ -226,8 +226,10 @@ class SweepRecord(_Record):
     def check(self) -> None:  # noqa: D102
         if len(self.lrs) < len(self.losses):
             raise ValueError(f"{len(self.lrs)} rates but {len(self.losses)} losses")
-        if not all(isinstance(lr, float | int) and lr > 0 for lr in self.lrs):
-            raise ValueError("a learning rate that is not a positive number")
+        if not self.lrs or not all(isinstance(lr, float | int) for lr in self.lrs):
+            raise ValueError("a learning rate that is not a number")
+        if not all(0 < a < b < math.inf for a, b in zip(self.lrs, self.lrs[1:], strict=False)):
+            raise ValueError("learning rates that are not positive, finite and increasing")
         if not all(loss is None or isinstance(loss, float | int) for loss in self.losses):
             raise ValueError("a loss that is not a number")
         for metric, points in self.validation.items():

@@ -29,7 +29,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from hpsched.proposal import HORIZON, HORIZON_SPREAD, Proposal
+from hpsched.lr_curve import below, room
+from hpsched.proposal import HORIZON, HORIZON_SPREAD, USELESS, Proposal
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,17 +42,21 @@ __all__ = ["Run", "best_rate", "refined"]
 CAP = 10.0  # the bowl's rim, in noise: a run worse than that says no more than that it is bad
 HEAVY = 0.3  # noise grows by this share of the distance from the best score
 SPREAD = 1.2  # octaves: how far a reliable range test is off (docs/calibration.md)
-WIDE = 2.5  # octaves: and an unreliable one
+WIDE = 2.5  # octaves: and an unreliable one, unless its window is wider still
+FAR, LEASH = (
+    1.5,
+    0.5,
+)  # octaves outside the tried rates from which, and how fast, optima are discounted
 TEMPER = 0.5  # a small unit explains scores by the bowl, not by noise: half of what it would earn
 TAILS = 4.0  # degrees of freedom of the prior: the range test is sometimes far off
 SLOPE_TAILS = 2.0  # and the horizon still more so: a model that overfits wants far lower rates
 BRINK, STEEP = 1.5, 2.5  # runs diverge from about this many octaves above the optimum on
 OVERFITS = 1.2  # and from here on longer training may score worse than shorter
 CHANCE = 0.01  # either may happen at any rate
+ENOUGH = 3  # scores of a length that show their spread
 LITTLE = 2.0  # times the spread of the shorter cycles: what counts as worse, and not as noise
 MARGIN = 0.5  # octaves that the window reaches past the 90 % interval
 UNITS = np.geomspace(0.03, 3.0, 16)
-OFFSETS = np.arange(-60, 61) / 10  # octaves about the range test's centre
 SLOPES = HORIZON + np.arange(-12, 11) / 10
 
 
@@ -83,9 +88,10 @@ def best_rate(prior: Proposal, runs: Sequence[Run]) -> Belief:
     The scores of a length tell something from two on. That the optimum is lower tells a diverged
     run, and one that scored worse than a shorter cycle at the same rate: it overfits.
     """
-    mu = math.log2(prior.centre) + OFFSETS
-    spread = SPREAD if prior.reliable else WIDE
-    at = _log_t(OFFSETS / spread, TAILS)
+    centre, low, high = (math.log2(rate) for rate in (prior.centre, prior.low, prior.high))
+    mu = np.arange(min(centre - 6, low - 1), max(centre + 6, high + 1), 0.1)
+    spread = SPREAD if prior.reliable else max(WIDE, (high - low) / 4)
+    at = _log_t((mu - centre) / spread, TAILS)
     along = _log_t((SLOPES - HORIZON) / HORIZON_SPREAD, SLOPE_TAILS)
     log_p = at[:, None] + along[None, :]
     shorter: list[Run] = []  # of the lengths before, from the shortest on
@@ -99,7 +105,7 @@ def best_rate(prior: Proposal, runs: Sequence[Run]) -> Belief:
             elif _worse_for_longer(run, shorter):
                 log_p = log_p + _log_too_high(math.log2(run.max_lr) - optimum, OVERFITS)
         if len(scored) > 1:
-            log_p = log_p + _log_likelihood(optimum, scored)
+            log_p = log_p + _log_likelihood(optimum, scored) + _log_near(optimum, scored)
         shorter += scored
     p = np.exp(log_p - log_p.max()).sum(axis=1)
     return Belief(mu, p / p.sum())
@@ -130,6 +136,15 @@ def _log_likelihood(mu: Array, runs: Sequence[Run]) -> Array:
     return np.asarray(np.logaddexp.reduce(found) - math.log(len(found)))
 
 
+def _log_near(mu: Array, runs: Sequence[Run]) -> Array:
+    """Discounts optima beyond an octave outside what was tried: there the bowl's rim is flat, and
+    would explain any scores as noise.
+    """
+    x = np.log2([run.max_lr for run in runs])
+    beyond = np.maximum(np.maximum(x.min() - mu, mu - x.max()) - FAR, 0.0)
+    return np.asarray(-0.5 * (beyond / LEASH) ** 2)
+
+
 def _bowl(distance: Array) -> Array:
     """Expected rise of the score, in noise: gentle below the optimum, steep above it."""
     rise = distance**2 * np.where(distance > 0, 1 + distance, 1.0)
@@ -144,11 +159,11 @@ def _reach(score: Array) -> float:
 
 def _worse_for_longer(run: Run, shorter: Sequence[Run]) -> bool:
     """Whether a shorter cycle at the same rate did better, by more than a little."""
-    same = [other.score for other in shorter if other.max_lr == run.max_lr]
-    if not same:
-        return False
-    others = np.array([other.score for other in shorter])
-    return run.score > min(same) + LITTLE * _reach(others)
+    for same in (other for other in shorter if other.max_lr == run.max_lr):
+        others = np.array([other.score for other in shorter if other.share == same.share])
+        if len(others) >= ENOUGH and run.score > same.score + LITTLE * _reach(others):
+            return True
+    return False
 
 
 def _log_too_high(distance: Array, brink: float) -> Array:
@@ -159,7 +174,8 @@ def _log_too_high(distance: Array, brink: float) -> Array:
 def refined(prior: Proposal, runs: Sequence[Run]) -> Proposal:
     """The proposal after these runs: median, 90 % interval, and a window half an octave wider.
 
-    Without two scores of one length, or a diverged run, it is the prior itself.
+    Without two scores of one length, or a diverged run, it is the prior itself. When four octaves
+    or more remain, it is not reliable and the window holds the prior's too.
     """
     lengths = [run.share for run in runs if math.isfinite(run.score)]
     if len(lengths) == len(runs) and len(set(lengths)) == len(lengths):
@@ -167,13 +183,21 @@ def refined(prior: Proposal, runs: Sequence[Run]) -> Proposal:
     belief = best_rate(prior, runs)
     low, centre, high = (belief.quantile(share) for share in (0.05, 0.5, 0.95))
     octaves = math.log2(high / low)
+    reliable = octaves < USELESS
+    window = low / 2**MARGIN, high * 2**MARGIN
+    if not reliable:
+        window = min(window[0], prior.low), max(window[1], prior.high)
+    edge = prior.lr_diverged
+    bottom = room(window[0], edge)
+    centre = below(centre, bottom, edge)
     return Proposal(
         centre=centre,
-        low=low / 2**MARGIN,
-        high=high * 2**MARGIN,
+        low=bottom,
+        high=below(window[1], centre, edge),
         interval=(low, high),
-        lr_diverged=prior.lr_diverged,
-        reliable=True,
+        lr_diverged=edge,
+        reliable=reliable,
+        missed=prior.missed,
         reason=f"range tests and {len(runs)} complete cycles: the best max_lr is known within "
         f"{octaves:.1f} octaves",
         replicates=prior.replicates,

@@ -14,7 +14,7 @@ coordinate     meaning
 rate           max_lr / centre of the trial's own context (so contexts compare)
 κ              weight_decay × effective rate × total_steps, where the effective
                rate is max_lr / (1 − momentum) for SGD-like and max_lr for
-               Adam-like optimizers (docs/design.md, "Weight decay")
+               Adam-like optimizers (docs/design.md)
 value          the result of the longest rung, moved to the scale of full cycles
 =============  ===================================================================
 
@@ -155,7 +155,7 @@ class Coordinates:
     def refining(self, k: int) -> float:
         """max_lr of the k-th refining trial: a quantile of what is believed by then."""
         assert self.evidence is not None
-        belief = refine.best_rate(self.evidence.prior, self.evidence.runs)
+        belief = refine.best_rate(self.evidence.start, self.evidence.runs)
         edge = self.evidence.prior.lr_diverged or math.inf
         rate = self.centre if k == 0 else belief.quantile(REFINING[k])
         return self._clip("max_lr", min(rate, lr_curve.EDGE * edge))
@@ -262,8 +262,13 @@ class OneCycleSampler(BaseSampler):
         if key not in self._draws:
             trials = _trials(study)
             where = coordinates(trials, recipe, study.directions)
-            if (k := _refines(study, trials, trial, recipe, where)) is not None:
+            k = _refines(study, trials, trial, recipe, where)
+            if k is not None:
                 values = where.standard(max_lr=where.refining(k) if where.evidence else None)
+            elif (
+                records.REFINES in trial.user_attrs
+            ):  # with another recipe, whose result it would blur
+                values = where.standard()
             else:
                 values = where.from_search(self._sample(study, trial, where))
             self._draws[key] = {recipe.name(field): v for field, v in values.items()}
@@ -375,22 +380,31 @@ def _refines(
     where: Coordinates,
 ) -> int | None:
     """Which refining trial of its context this is, or None; workers that draw at once agree."""
-    if _free_role(trials, trial, recipe, where) is None:
+    fixed = trial.system_attrs.get("fixed_params", {})
+    main = next(iter(_spaces(trial)), recipe)
+    if recipe.prefix != main.prefix or set(recipe.names) & set(fixed):
+        return None
+    many = len(study.directions) > 1
+    if _free_role(trials, trial, recipe, where, many) is None:
         return None
     with exclusive(study._storage, study.study_name):
-        k = _free_role(_trials(study), trial, recipe, where)
+        k = _free_role(_trials(study), trial, recipe, where, many)
         if k is not None:
             study._storage.set_trial_user_attr(trial._trial_id, records.REFINES, k)
     return k
 
 
 def _free_role(
-    trials: Sequence[FrozenTrial], trial: FrozenTrial, recipe: RecipeSpace, where: Coordinates
+    trials: Sequence[FrozenTrial],
+    trial: FrozenTrial,
+    recipe: RecipeSpace,
+    where: Coordinates,
+    many: bool,
 ) -> int | None:
     """The first role that nobody holds, or has played without failing.
 
     The first context gets all of them, each further one starts from what the first has learned.
-    Without range tests, or several objectives, there is only the standard recipe.
+    Without range tests, or with several objectives (``many``), there is only the standard recipe.
     """
     held: dict[str, set[int]] = {}
     for other in trials:
@@ -399,7 +413,7 @@ def _free_role(
             held.setdefault(next(iter(_spaces(other)), recipe).context_key, set()).add(k)
     first = not held or recipe.context_key == next(iter(held))
     roles: Sequence[int] = range(len(REFINING)) if first else LATER
-    if where.evidence is None or len(where.recipe.rungs) == 0:
+    if many or where.evidence is None or not recipe.rungs:
         roles = () if held else (0,)
     taken = held.get(recipe.context_key, set())
     return next((k for k in roles if k not in taken), None)

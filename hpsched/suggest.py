@@ -37,6 +37,7 @@ Train = Callable[["Cycle"], Any]
 
 logger = logging.getLogger("hpsched")
 
+MAX_LR = (1e-6, 10.0)
 BASE_MOMENTUM = (0.75, 0.9)
 MAX_MOMENTUM = (0.9, 0.98)
 #: Weight decay of a range test while nothing better is known.
@@ -44,9 +45,10 @@ SWEEP_WEIGHT_DECAY = 1e-4
 #: And of those that no search follows (Smith 1803.09820 section 4.4 tests 1e-3 … 1e-5 and 0).
 LONE_WEIGHT_DECAYS = (1e-4, 1e-3, 1e-5)
 SWEEP_STEPS = 100
-#: Range tests run again, further out, because their range missed the action, and how much further.
+#: Range tests run again, further out, because their range missed the action, and how much further
+#: in rate and, at most, in steps.
 EXTENSIONS = 2
-FURTHER = 100.0
+FURTHER, LONGEST = 100.0, 2.0
 #: Of the study's budget in full cycles, what range tests may take (but one is always run).
 RANGE_TEST_SHARE = 0.05
 SHORTEST_SWEEP = 20
@@ -65,7 +67,7 @@ def suggest_onecycle(
     trial: BaseTrial,
     total_steps: int | None = None,
     *,
-    max_lr: Range = (1e-6, 10.0),
+    max_lr: Range = MAX_LR,
     div_factor: Range = (5, 50),
     pct_start: Range = (0.1, 0.5),
     base_momentum: Range = BASE_MOMENTUM,
@@ -108,7 +110,8 @@ def suggest_onecycle(
             (``exp`` or ``linear``), ``validate_every`` (steps between ``cycle.validate`` calls),
             ``stop_diverged`` (False: sweep on after the loss has diverged, while it is finite) and
             ``weight_decays`` (of successive range tests; default: typical, the largest that the
-            search may use there, typical, …).
+            search may use there, typical, …) and ``extend`` (False: never sweep further out when
+            the range missed the action; default: unless start_lr, end_lr or ``linear`` was given).
 
     Raises:
         UsageError: A range that is reversed or outside its meaning; a parameter of that name was
@@ -539,7 +542,8 @@ class OneCycle:
             return True
         assert self._sweep is not None
         budget = RANGE_TEST_SHARE * cycles * self._recipe.total_steps
-        return bool(sum(spent) + self._sweep["num_iter"] <= budget)
+        _, _, steps = _extended(self._sweep, self._own_sweeps())
+        return bool(sum(spent) + steps <= budget)
 
     def _telling_decay(self, own: list[SweepRecord]) -> float:
         """Weight decay of the next range test: typical, or, every second time, the largest.
@@ -547,11 +551,11 @@ class OneCycle:
         The pair says whether the large weight decays of the search are stable at the rates that
         the typical one suggests.
         """
+        if "weight_decay" in self._recipe.fixed:
+            return self._recipe.fixed["weight_decay"]
         trials = self._study_trial().study.get_trials(deepcopy=False)
         where = coordinates(trials, self._recipe, self._study_trial().study.directions)
         kappa = KAPPA_RANGE[1] if len(own) % 2 else STANDARD_KAPPA
-        if "weight_decay" in self._recipe.fixed:
-            return self._recipe.fixed["weight_decay"]
         if where.evidence is None or not where.evidence.prior.reliable:
             return self._clip("weight_decay", SWEEP_WEIGHT_DECAY)
         if where.uses_kappa:
@@ -730,6 +734,8 @@ def _sweep_options(wanted: Any, recipe: RecipeSpace) -> dict[str, Any] | None:
     if wanted is False or "max_lr" not in recipe.space or recipe.total_steps is None:
         return None
     low, high, _ = recipe.space["max_lr"]
+    if low == high:
+        return None
     steps = max(SHORTEST_SWEEP, min(SWEEP_STEPS, recipe.total_steps // 3))
     options: dict[str, Any] = {
         "num_iter": steps,
@@ -739,12 +745,14 @@ def _sweep_options(wanted: Any, recipe: RecipeSpace) -> dict[str, Any] | None:
         "validate_every": None,
         "stop_diverged": True,
         "weight_decays": None,
+        "extend": True,
     }
     if isinstance(wanted, Mapping):
         unknown = sorted(set(wanted) - set(options))
         if unknown:
             raise UsageError(f"range_test has unknown keys {unknown}: use {sorted(options)}.")
-        options |= wanted
+        chosen = {"start_lr", "end_lr"} & set(wanted) or wanted.get("mode") == "linear"
+        options |= {"extend": not chosen, **wanted}
     elif wanted is not True:
         raise UsageError(f"range_test={wanted!r}: True, False or a dict of options.")
     schedules.range_test(  # refuses bad options here rather than inside the first trial
@@ -760,15 +768,18 @@ def _sweep_options(wanted: Any, recipe: RecipeSpace) -> dict[str, Any] | None:
 def _extended(options: Mapping[str, Any], own: Sequence[SweepRecord]) -> tuple[float, float, int]:
     """First rate, last rate and steps of the next sweep: further out where one missed the action.
 
-    Steps grow with the decades, so that the curve stays as fine.
+    Steps grow with the decades, so that the curve stays as fine, but not beyond twice as many.
     """
     start, end = float(options["start_lr"]), float(options["end_lr"])
+    if not options["extend"]:
+        return start, end, options["num_iter"]
     decades = math.log(end / start)
     for record in own:
         missed = evidence.range_test(record).missed
         start = min(start, record.lrs[0] / FURTHER if missed == "low" else start)
         end = max(end, record.lrs[-1] * FURTHER if missed == "high" else end)
-    return start, end, round(options["num_iter"] * math.log(end / start) / decades)
+    longer = min(math.log(end / start) / decades, LONGEST)
+    return start, end, round(options["num_iter"] * longer)
 
 
 def _check_every(steps: Any) -> None:

@@ -15,6 +15,7 @@ sweeps  Twenty pre-stages of three range tests each (seeds and weight decays as 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import statistics
@@ -36,7 +37,7 @@ import hpsched
 from hpsched import evidence, records
 from hpsched.cycle import BLOCK
 from hpsched.divergence import should_stop
-from hpsched.errors import TrainingError
+from hpsched.errors import TrainingError, UsageError
 from hpsched.lr_curve import RangeTest
 from hpsched.proposal import pool
 from hpsched.sampler import REFINING, STANDARD_RECIPE
@@ -52,10 +53,21 @@ COARSE_SEEDS = range(2)
 FINE_SEEDS = range(10)
 REACH = 5  # half-octaves measured on either side of the best
 PRE_STAGES = 20
+_RULES = ("lr_curve", "proposal", "refine", "evidence", "sampler", "pruner", "suggest")
 SHARES = (9, 3)  # short cycles take total_steps / share
 REPLICATES = 3
 
 Row = dict[str, Any]
+
+
+def _fingerprint() -> str:
+    """Of the code that decides what a study believes: its results hold for this code alone."""
+    folder = Path(hpsched.__file__).parent
+    source = "".join((folder / f"{name}.py").read_text() for name in _RULES)
+    return hashlib.blake2b(source.encode(), digest_size=6).hexdigest()
+
+
+RULES = _fingerprint()
 
 
 def rate(index: int) -> float:
@@ -107,7 +119,11 @@ def _study(task: Task, seed: int) -> Row:
     assert found is not None
     sweeps = sum(sweep.steps for sweep in evidence.sweeps(study.trials))
     cycles = sum(cycle.steps for trial in study.trials for cycle in records.cycles(trial))
-    row: Row = {"sweep_cost": sweeps / task.total_steps, "cycle_cost": cycles / task.total_steps}
+    row: Row = {
+        "rules": RULES,
+        "sweep_cost": sweeps / task.total_steps,
+        "cycle_cost": cycles / task.total_steps,
+    }
     for name, proposal in (("prior", found.prior), ("refined", found.proposal)):
         low, high = proposal.interval
         row[name] = {
@@ -121,7 +137,7 @@ def _study(task: Task, seed: int) -> Row:
 
 
 def _key(row: Row) -> tuple[Any, ...]:
-    return row["kind"], row.get("rate"), row.get("share"), row["seed"]
+    return row["kind"], row.get("rate"), row.get("share"), row["seed"], row.get("rules")
 
 
 class Results:
@@ -193,7 +209,10 @@ def run(names: Sequence[str], processes: int, studies: bool = True) -> None:
                 _measure_all(pool, jobs, results)
             print(f"{name}: {best_set(results.grid())}", flush=True)
             if studies:  # last: only they depend on the rules
-                jobs = [{"task": name, "kind": "study", "seed": s} for s in range(PRE_STAGES)]
+                jobs = [
+                    {"task": name, "kind": "study", "seed": seed, "rules": RULES}
+                    for seed in range(PRE_STAGES)
+                ]
                 _measure_all(pool, results.missing(jobs), results)
 
 
@@ -291,6 +310,10 @@ def _covers(best: BestSet, window: Sequence[float]) -> bool:
     return window[0] <= rate(best.indices[-1]) and rate(best.indices[0]) <= window[1]
 
 
+def _holds(best: BestSet, window: Sequence[float]) -> bool:
+    return window[0] <= rate(best.indices[0]) and rate(best.indices[-1]) <= window[1]
+
+
 def _octaves(window: Sequence[float]) -> float:
     return math.log2(window[1] / window[0])
 
@@ -310,14 +333,22 @@ def _summary(best: BestSet, centres: Sequence[float | None]) -> Row:
 
 
 def _windows(best: BestSet, proposals: Sequence[Row]) -> Row:
-    centre = statistics.fmean(math.log2(p["centre"]) for p in proposals)
+    """How often the window touches the best set and how often it holds all of it; its width."""
     return {
         "covers": statistics.fmean(_covers(best, p["window"]) for p in proposals),
+        "holds": statistics.fmean(_holds(best, p["window"]) for p in proposals),
         "width": statistics.median(_octaves(p["window"]) for p in proposals),
-        "interval covers": statistics.fmean(
-            math.log2(p["interval"][0]) <= centre <= math.log2(p["interval"][1]) for p in proposals
-        ),
     }
+
+
+def _interval_covers(proposals: Sequence[Row]) -> float | None:
+    """How often the 90 % interval of one pre-stage holds the mean centre of all reliable ones."""
+    sure = [p for p in proposals if p["reliable"]]
+    if not sure:
+        return None
+    centre = statistics.fmean(math.log2(p["centre"]) for p in sure)
+    inside = [math.log2(p["interval"][0]) <= centre <= math.log2(p["interval"][1]) for p in sure]
+    return statistics.fmean(inside)
 
 
 def score_task(task: Task) -> Row:
@@ -325,7 +356,9 @@ def score_task(task: Task) -> Row:
     results = Results(task.name)
     best = best_set(results.grid())
     stages = [row for row in results.rows if row["kind"] == "sweep"]
-    studies = [row for row in results.rows if row["kind"] == "study"]
+    studies = [row for row in results.rows if row.get("rules") == RULES]
+    if len(studies) < PRE_STAGES:
+        raise UsageError(f"{task.name} was not run with these rules: calibration run --tasks …")
     by_rule: dict[str, list[float | None]] = {}
     ours = []
     for row in stages:
@@ -333,14 +366,17 @@ def score_task(task: Task) -> Row:
             by_rule.setdefault(name, []).append(centre)
         found = pool(pre_stages(row), task.total_steps)
         window, interval = (found.low, found.high), found.interval
-        ours.append({"centre": found.centre, "window": window, "interval": interval})
+        ours.append({
+            "centre": found.centre, "window": window, "interval": interval,
+            "reliable": found.reliable,
+        })  # fmt: skip
     by_rule["hpsched, refined"] = [row["refined"]["centre"] for row in studies]
     return {
         "task": task.name,
         "best": [rate(best.indices[0]), rate(best.indices[-1])],
         "noise": best.noise,
         "rules": {name: _summary(best, centres) for name, centres in by_rule.items()},
-        "sweeps": _windows(best, ours),
+        "sweeps": {**_windows(best, ours), "interval covers": _interval_covers(ours)},
         "refined": {
             **_windows(best, [row["refined"] for row in studies]),
             "sweep cost": statistics.fmean(row["sweep_cost"] for row in studies),
@@ -374,6 +410,8 @@ def _log(whole: Row) -> None:
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     ).stdout.strip()
     ours = {name: whole["rules"][name] for name in ("hpsched", "hpsched, refined")}
+    changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", "hpsched"], check=False)
+    commit += "-dirty" if changed.returncode else ""
     line = {"date": f"{datetime.now():%Y-%m-%d %H:%M}", "commit": commit, "split": whole["split"]}
     with SCORINGS.open("a") as file:
         file.write(json.dumps({**line, "rules": ours}) + "\n")
@@ -400,7 +438,9 @@ def tasks_table(whole: Row) -> list[list[str]]:
             given = errors["median"] is not None
             cells += [f"{errors['median']:.2f}", f"{errors['worst']:.2f}"] if given else ["–", "–"]
             cells += [f"{windows['covers']:.0%}", f"{windows['width']:.1f}"]
-            cells += [f"{windows['interval covers']:.0%}"] if part == "sweeps" else []
+            if part == "sweeps":
+                sure = windows["interval covers"]
+                cells.append("–" if sure is None else f"{sure:.0%}")
         cost = f"{row['refined']['sweep cost']:.1f} + {row['refined']['cycle cost']:.1f}"
         best = " … ".join(dict.fromkeys(f"{rate:.2g}" for rate in row["best"]))
         rows.append([row["task"], best, *cells, cost])

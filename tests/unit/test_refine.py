@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -63,8 +64,8 @@ def test_it_finds_the_best_rate_from_a_prior_that_is_octaves_off(off: int) -> No
     errors = [octaves(study(best, seed=seed), best) for seed in range(20)]
     # Far off it takes more than five trials to get all the way there.
     far = max(abs(off) - 1, 0)
-    assert np.median(np.abs(errors)) < 0.5 + 0.6 * far
-    assert np.quantile(np.abs(errors), 0.9) < 1.0 + 0.6 * far
+    assert np.median(np.abs(errors)) < 0.5 + 0.8 * far
+    assert np.quantile(np.abs(errors), 0.9) < 1.0 + 0.9 * far
 
 
 def test_noise_alone_is_not_taken_for_overfitting() -> None:
@@ -75,6 +76,8 @@ def test_noise_alone_is_not_taken_for_overfitting() -> None:
 
 
 def test_a_longer_cycle_that_scores_worse_was_too_high() -> None:
+    lone = [Run(0.1, 1 / 9, 0.5), Run(0.1, 1 / 3, 0.5 + 1e-9)]
+    assert best_rate(prior(), lone).quantile(0.5) == pytest.approx(0.1, rel=0.02)
     rates = [0.05, 0.1, 0.2]
     runs = [Run(rate, 1 / 3, 0.5 - 0.01 * k) for k, rate in enumerate(rates)]
     fine = best_rate(prior(), [*runs, Run(0.1, 1.0, 0.45)]).quantile(0.5)
@@ -91,6 +94,31 @@ def test_the_interval_covers_the_best_rate() -> None:
         covered.append(found.interval[0] <= best <= found.interval[1])
         assert found.low < found.interval[0] < found.centre < found.interval[1] < found.high
     assert 0.8 <= np.mean(covered) <= 0.99  # 0.90 claimed
+
+
+def test_little_is_not_taken_for_certainty() -> None:
+    """Two runs about a centre that nothing supports, in a window of 23 octaves."""
+    blind = Proposal(
+        centre=3e-3,
+        low=1e-6,
+        high=10.0,
+        interval=(1e-6, 10.0),
+        lr_diverged=None,
+        reliable=False,
+        reason="",
+    )
+    found = refined(blind, [Run(3e-3, 1 / 9, 0.5), Run(0.03, 1 / 9, 0.4)])
+    assert not found.reliable
+    assert found.low <= 1e-6 and found.high >= 10.0
+    assert found.centre > 3e-3
+
+
+def test_nothing_passes_the_divergence_edge() -> None:
+    edge = dataclasses.replace(prior(), lr_diverged=0.2)
+    runs = [Run(rate, 1 / 9, score) for rate, score in ((0.04, 0.9), (0.1, 0.5), (0.18, 0.1))]
+    found = refined(edge, runs)
+    assert found.centre < found.high < 0.2
+    assert edge.moved(4.0).high < 0.2
 
 
 def test_without_two_runs_of_a_length_it_is_the_prior() -> None:

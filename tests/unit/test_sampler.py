@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import threading
 import warnings
@@ -182,6 +183,53 @@ def test_later_contexts_start_from_what_the_first_one_learned() -> None:
     first = study.trials[6]
     alone = evidence.pool(evidence.of_context([first], "wide=True"), STEPS)
     assert alone and first.params["max_lr"] < 0.75 * alone.proposal.centre
+
+
+def test_several_objectives_play_the_standard_recipe_once() -> None:
+    study = optuna.create_study(
+        directions=["minimize", "maximize"], sampler=hpsched.OneCycleSampler(seed=0)
+    )
+
+    def train(cycle: hpsched.Cycle) -> Any:
+        value = FakeTraining()(cycle)
+        return value if cycle.is_range_test else [value, -value]
+
+    study.optimize(lambda t: suggest_onecycle(t, total_steps=STEPS).run(train), n_trials=4)
+    assert [t.user_attrs.get(records.REFINES) for t in study.trials] == [0, None, None, None]
+
+
+def test_a_second_recipe_stands_still_while_the_first_is_refined() -> None:
+    def objective(trial: optuna.Trial) -> float:
+        first = suggest_onecycle(trial, total_steps=STEPS, prefix="a_", context={"net": "a"})
+        second = suggest_onecycle(trial, total_steps=STEPS, prefix="b_", context={"net": "b"})
+        second.to_dict()
+        value = first.run(FakeTraining())
+        return value + abs(math.log(second.max_lr / 0.3))
+
+    study = optimize(8, objective=objective)
+    roles = [t.user_attrs.get(records.REFINES) for t in study.trials]
+    assert [role for role in roles if role is not None] == [0, 1, 2, 3]
+    pct_starts = [t.params["b_pct_start"] for t in study.trials if "b_pct_start" in t.params]
+    assert len(set(pct_starts)) > 1
+
+
+def test_an_enqueued_rate_is_no_refining_trial() -> None:
+    study = optuna.create_study(
+        sampler=hpsched.OneCycleSampler(seed=0), pruner=hpsched.CyclePruner()
+    )
+    study.enqueue_trial({"max_lr": 1e-3})
+    study.optimize(lambda t: suggest_onecycle(t, total_steps=STEPS).run(FakeTraining()), n_trials=2)
+    assert [t.user_attrs.get(records.REFINES) for t in study.trials] == [None, 0]
+
+
+def test_scatter_between_seeds_is_no_matter_of_weight_decay() -> None:
+    trials = optimize(3).trials
+    sweeps = [records.sweep(t) for t in trials]
+    same = [dataclasses.replace(s, weight_decay=1e-4) for s in sweeps if s]
+    for order in (same, same[::-1]):
+        found = evidence.pool(order, STEPS)
+        assert found and math.isinf(found.decay_limit)
+        assert "of 3 range tests" in found.prior.reason
 
 
 def test_an_unreliable_context_borrows_the_range_tests_of_the_others() -> None:

@@ -99,8 +99,8 @@ def test_a_sweep_that_missed_the_action_is_extended(
 ) -> None:
     training, study = FakeTraining(best_lr=0.05), new_study()
     study.optimize(
-        lambda t: suggest_onecycle(t, total_steps=900, range_test=dict(zip(
-            ("start_lr", "end_lr"), bounds, strict=True))).run(training),
+        lambda t: suggest_onecycle(t, total_steps=900, range_test={
+            "start_lr": bounds[0], "end_lr": bounds[1], "extend": True}).run(training),
         n_trials=6,
     )  # fmt: skip
     sweeps = [sweep for trial in study.trials if (sweep := records.sweep(trial))]
@@ -116,6 +116,39 @@ def test_a_sweep_that_missed_the_action_is_extended(
     assert per_decade[1] == pytest.approx(per_decade[0], rel=0.1)
     centre = evidence.pool(sweeps, 900).proposal.centre  # type: ignore[union-attr]
     assert 0.01 < centre < 0.2
+
+
+@pytest.mark.parametrize(
+    "options", [{"start_lr": 0.02}, {"mode": "linear", "end_lr": 1e-3}, {"extend": False}]
+)
+def test_a_sweep_that_the_user_chose_is_not_extended(options: dict[str, Any]) -> None:
+    training, study = FakeTraining(best_lr=0.05), new_study()
+    study.optimize(
+        lambda t: suggest_onecycle(t, total_steps=900, range_test=options).run(training),
+        n_trials=5,
+    )
+    sweeps = [sweep for trial in study.trials if (sweep := records.sweep(trial))]
+    assert len({sweep.lrs for sweep in sweeps}) == 1
+
+
+def test_a_narrow_range_does_not_make_long_sweeps() -> None:
+    study = new_study()
+    study.optimize(
+        lambda t: suggest_onecycle(t, total_steps=900, max_lr=(1e-3, 2e-3)).run(FakeTraining()),
+        n_trials=6,
+    )
+    sweeps = [sweep for trial in study.trials if (sweep := records.sweep(trial))]
+    assert max(len(sweep.lrs) for sweep in sweeps) <= 200
+    assert all(1e-3 <= trial.params["max_lr"] <= 2e-3 for trial in study.trials)
+
+
+def test_a_fixed_max_lr_as_a_pair_needs_no_range_test() -> None:
+    study = new_study()
+    study.optimize(
+        lambda t: suggest_onecycle(t, total_steps=900, max_lr=(0.01, 0.01)).run(FakeTraining()),
+        n_trials=1,
+    )
+    assert records.RANGE_TEST not in study.trials[0].user_attrs
 
 
 def test_extending_ends_somewhere() -> None:
