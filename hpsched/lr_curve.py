@@ -40,7 +40,16 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from hpsched.divergence import LOST, MAD, MIN_POINTS, ROUNDING, finite, jitter, running_median
+from hpsched.divergence import (
+    LOST,
+    MAD,
+    MIN_POINTS,
+    ROUNDING,
+    finite,
+    jitter,
+    running_median,
+    should_stop,
+)
 from hpsched.errors import UsageError
 
 if TYPE_CHECKING:
@@ -55,6 +64,8 @@ __all__ = ["RangeTest", "read"]
 LEVEL_BANDWIDTHS = (0.1, 0.2, 0.4)
 NOISE_BANDWIDTH = 0.4  # decades, kernel for the noise
 SLOPE_BANDWIDTH = 0.2  # decades, kernel for the slope: a derivative needs more averaging
+#: The best max_lr falls by this many octaves as training gets twice as long (docs/calibration.md).
+HORIZON = -0.15
 ABOVE = 0.6  # octaves: the centroid lies this far above the best max_lr of whole cycles
 UPPER = 0.5  # the centroid weighs what was gained beyond this share of the best
 WINDOW = 4.0  # the window is centre / WINDOW .. centre * WINDOW
@@ -81,6 +92,8 @@ class RangeTest:
         seed: of this replicate.
         optimizer: name of its class.
         seconds: wall-clock time of the sweep.
+        total_steps: optimizer steps of the training that max_lr is for; the suggestion is moved
+            from the sweep's length to it. Default: the sweep's.
         validation: metric → (step, value) pairs, for sweeps that validated; step counts from 1,
             so ``lrs[step - 1]`` is the rate of the update before it. ``loss`` is to be minimised.
 
@@ -95,6 +108,7 @@ class RangeTest:
     seed: int | None = None
     optimizer: str | None = None
     seconds: float | None = None
+    total_steps: int | None = None
     validation: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
@@ -152,9 +166,10 @@ class RangeTest:
 
         The centroid is the mean of all rates at which the sweep gained more than half of its best,
         each weighted by what it gained beyond that half. A sweep likes rates 0.6 octaves higher
-        than whole cycles do (docs/calibration.md).
+        than whole cycles do, and longer training lower ones (docs/calibration.md).
         """
-        return self._reading.suggestion if self.reliable else None
+        centre = self._reading.suggestion if self.reliable else None
+        return None if centre is None else centre * horizon(len(self.lrs), self.total_steps)
 
     @property
     def window(self) -> tuple[float, float] | None:
@@ -220,6 +235,11 @@ class RangeTest:
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> Any:
         """In a notebook, a range test shows its figure, as plotly would."""
         return self.figure()._repr_mimebundle_(include, exclude)
+
+
+def horizon(steps: float, total_steps: int | None) -> float:
+    """Factor from the best rate for ``steps`` optimizer steps to that for ``total_steps``."""
+    return 1.0 if total_steps is None else float((total_steps / steps) ** HORIZON)
 
 
 def window(centre: float, edge: float | None, wider: float = 1.0) -> tuple[float, float]:
@@ -326,8 +346,8 @@ def read(tests: Sequence[RangeTest]) -> Reading:
         if _significant(curve, descent):
             return _read_descent(curve, parts, descent)
     diverged = min(filter(None, (_rise(test, raw) for test, raw in long)), default=None)
-    reason = _no_descent(diverged)
-    return Reading(False, reason, diverged=diverged, curve=curve, parts=parts)
+    missed, reason = _no_descent(long[0][0].lrs, diverged)
+    return Reading(False, reason, missed, diverged=diverged, curve=curve, parts=parts)
 
 
 def _read_descent(curve: Curve, parts: tuple[Curve, ...], descent: _Descent) -> Reading:
@@ -401,7 +421,9 @@ def _smooth(test: RangeTest, raw: Array, bandwidth: float) -> Curve:
     head = max(3, int((x <= x[0] + 0.1 * (x[-1] - x[0])).sum()))
     start = float(np.median(raw[:head]))
     for _ in range(2):
-        s = _apply(level, np.minimum(y, _cap(y, start)))
+        calm = np.minimum(y, _cap(y, start))
+        # A line through an explosion must not run below everything that was measured.
+        s = np.clip(_apply(level, calm), calm.min(), calm.max())
         onset = _descent(start - s).onset
         plateau = max(3, onset) if onset < head else onset
         start = float(np.median(raw[:plateau]))
@@ -532,6 +554,8 @@ def _rise(test: RangeTest, raw: Array) -> float | None:
     noise = max(jitter(raw), jitter(raw[: max(MIN_POINTS, len(raw) // 2)]))
     bound = start + max(SIGNIFICANT * noise, ROUNDING * abs(start))
     above = np.flatnonzero(running_median(raw, 5) > bound)
+    if not len(above) and should_stop(raw.tolist()) and len(raw) < len(test.lrs):
+        above = np.flatnonzero(raw > 0.5 * (raw[0] + raw.max()))  # it blew up before it began
     return test.lrs[int(above[0])] if len(above) else _broke(test, len(raw))
 
 
@@ -552,15 +576,23 @@ def _too_short(n: int, run: int) -> str:
     return f"only {n} losses (a curve needs {MIN_POINTS}) {cause}".replace(" :", ":")
 
 
-def _no_descent(diverged: float | None) -> str:
-    if diverged is not None:
-        return (
-            f"the loss never falls significantly before it diverges at {diverged:.3g}: "
-            "lower start_lr, or use more steps (num_iter) or a larger batch"
+def _no_descent(
+    lrs: Sequence[float], diverged: float | None
+) -> tuple[Literal["low", "high"] | None, str]:
+    """To which side the sweep missed the action, if that is plain, and the reason in words."""
+    if diverged is None:
+        return None, (
+            "the loss never falls significantly (flat, or only noise): check that the optimizer "
+            "steps the model, raise end_lr, or use more steps (num_iter) or a larger batch"
         )
-    return (
-        "the loss never falls significantly (flat, or only noise): check that the optimizer "
-        "steps the model, raise end_lr, or use more steps (num_iter) or a larger batch"
+    what = f"the loss never falls significantly before it diverges at {diverged:.3g}"
+    if diverged < 10 * lrs[0]:
+        return "low", f"{what} (starts too high): lower start_lr from {lrs[0]:.3g}"
+    if sum(lr <= diverged for lr in lrs) < MIN_POINTS:
+        return None, f"{what}, after a few steps: lower end_lr from {lrs[-1]:.3g}"
+    return None, (
+        f"{what}: use more steps (num_iter) or a larger batch; a model that is trained already, or "
+        "labels that say nothing, look like this too"
     )
 
 

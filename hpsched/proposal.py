@@ -23,9 +23,7 @@ __all__ = ["Proposal", "pool"]
 DRAWS = 200  # bootstrap replicates
 INTERVAL = (0.05, 0.95)  # quantiles of the interval
 BETWEEN = 0.025  # decades, spread of the centre between seeds that few replicates do not show
-#: The best max_lr falls by this many octaves as training gets twice as long, and how much that
-#: differs between tasks (docs/calibration.md).
-HORIZON, HORIZON_SPREAD = -0.15, 0.2
+HORIZON_SPREAD = 0.2  # octaves per doubling: how much the horizon's slope differs between tasks
 BELOW_EDGE = 2.0**8  # without a descent the window begins this factor below the edge
 TELLING = 0.25  # a draw that gains less than this share of the whole says nothing of the centre
 USELESS = 4.0  # octaves: a centre less certain than this is no proposal
@@ -82,7 +80,8 @@ def pool(tests: Sequence[RangeTest], total_steps: int | None = None) -> Proposal
 
     Args:
         tests: The replicates.
-        total_steps: Optimizer steps of the training that max_lr is for. Default: the sweep's.
+        total_steps: Optimizer steps of the training that max_lr is for. Default: the tests' own,
+            or the sweep's.
 
     Raises:
         UsageError: no tests.
@@ -98,10 +97,12 @@ def pool(tests: Sequence[RangeTest], total_steps: int | None = None) -> Proposal
     octaves = math.log2(interval[1] / interval[0])
     if octaves > USELESS:
         return _fallback(tests, edge, f"the replicates disagree by {octaves:.1f} octaves", None)
-    longer = 0.0 if total_steps is None else math.log2(total_steps / _steps(tests))
-    moved = 2 ** (HORIZON * longer)
+    steps = sum(len(test.lrs) for test in tests) / len(tests)
+    horizon = total_steps or tests[0].total_steps
+    moved = lr_curve.horizon(steps, horizon)
     centre = lr_curve.below(reading.suggestion, interval[0], edge) * moved
-    wider = math.sqrt(interval[1] / interval[0]) * 2 ** (HORIZON_SPREAD * abs(longer))
+    longer = abs(math.log2((horizon or steps) / steps))
+    wider = math.sqrt(interval[1] / interval[0]) * 2 ** (HORIZON_SPREAD * longer)
     low, high = lr_curve.window(centre, edge, wider)
     good = sum(test.reliable for test in tests)
     return Proposal(
@@ -117,9 +118,8 @@ def pool(tests: Sequence[RangeTest], total_steps: int | None = None) -> Proposal
     )
 
 
-def _steps(tests: Sequence[RangeTest]) -> float:
-    """Planned steps of a sweep, on average."""
-    return sum(len(test.lrs) for test in tests) / len(tests)
+def _count(tests: Sequence[RangeTest]) -> str:
+    return "1 range test gives" if len(tests) == 1 else f"{len(tests)} range tests give"
 
 
 def _bootstrap(reading: Reading) -> tuple[float, float]:
@@ -157,6 +157,7 @@ def _fallback(
     if low >= high:
         low, high = low / lr_curve.WINDOW, low * lr_curve.WINDOW
     centre = math.sqrt(low * high) if edge is None else edge / 8
+    where = "the sweep" if edge is None else "eight octaves below divergence"
     return Proposal(
         centre=centre,
         low=low,
@@ -164,7 +165,7 @@ def _fallback(
         interval=(low, high),
         lr_diverged=edge,
         reliable=False,
-        reason=f"{len(tests)} replicates give no proposal, so the window is the sweep: {reason}",
+        reason=f"{_count(tests)} no proposal, so the window is {where}: {reason}",
         missed=missed,
         replicates=len(tests),
     )

@@ -58,6 +58,7 @@ def lr_range_test(
     end_lr: float = 10.0,
     num_iter: int = 100,
     mode: str = "exp",
+    total_steps: int | None = None,
     stop_diverged: bool = True,
     accumulate: int = 1,
     weight_decay: float | None = None,
@@ -115,7 +116,9 @@ def lr_range_test(
         start_lr: First rate, above 0.
         end_lr: Last rate.
         num_iter: Optimizer steps, one rate each; at least 10.
-        mode: ``exp`` (equal steps in log rate) or ``linear``.
+        mode: ``exp`` (equal steps in log rate) or ``linear`` (then give an end_lr of about 1).
+        total_steps: Optimizer steps of the training that max_lr is for: the suggestion is moved
+            from the sweep's length to it.
         stop_diverged: End the sweep once the loss has diverged. False: go on to ``end_lr``, unless
             the loss becomes non-finite.
         accumulate: Batches per optimizer step; their mean loss is the step's.
@@ -204,6 +207,7 @@ def lr_range_test(
         seed=seed,
         optimizer=type(optimizer).__name__,
         seconds=outcome.seconds,
+        total_steps=total_steps,
         validation=_over_ranks(cycle.validation, process_group, sweep.device),
     )
 

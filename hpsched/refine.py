@@ -29,8 +29,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from hpsched.lr_curve import below, room
-from hpsched.proposal import HORIZON, HORIZON_SPREAD, USELESS, Proposal
+from hpsched.lr_curve import HORIZON, below, room
+from hpsched.proposal import HORIZON_SPREAD, USELESS, Proposal
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -55,7 +55,7 @@ OVERFITS = 1.2  # and from here on longer training may score worse than shorter
 CHANCE = 0.01  # either may happen at any rate
 ENOUGH = 3  # scores of a length that show their spread
 LITTLE = 2.0  # times the spread of the shorter cycles: what counts as worse, and not as noise
-MARGIN = 0.5  # octaves that the window reaches past the 90 % interval
+MARGIN = 1.0  # octaves that the window reaches past the 90 % interval
 UNITS = np.geomspace(0.03, 3.0, 16)
 SLOPES = HORIZON + np.arange(-12, 11) / 10
 
@@ -172,7 +172,7 @@ def _log_too_high(distance: Array, brink: float) -> Array:
 
 
 def refined(prior: Proposal, runs: Sequence[Run]) -> Proposal:
-    """The proposal after these runs: median, 90 % interval, and a window half an octave wider.
+    """The proposal after these runs: median, 90 % interval, and a window an octave wider.
 
     Without two scores of one length, or a diverged run, it is the prior itself. When four octaves
     or more remain, it is not reliable and the window holds the prior's too.

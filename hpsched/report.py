@@ -416,13 +416,16 @@ def _refining_note(summary: Summary, where: Coordinates, found: Evidence) -> str
     key = where.recipe.context_key
     cost = _cost_in(summary, key, _refining_cycles)
     low, high = found.proposal.interval
+    centre = rate_text(found.prior.centre)
+    said = f"had said {centre}" if found.prior.reliable else "had no clear answer"
     note = f"{len(found.runs)} complete cycles at the cost of {number(cost)} full ones"
     if found.proposal == found.prior:
         return f"{note} say no more than the range tests yet."
     note += (
-        f" put the best max_lr at {rate_text(found.proposal.centre)}, and with 90 % certainty "
-        f"between {rate_text(low)} and {rate_text(high)}; the range tests had said "
-        f"{rate_text(found.prior.centre)}. That shorter cycles like higher rates is counted in."
+        f" put the standard recipe's best max_lr at {rate_text(found.proposal.centre)}, and with "
+        f"90 % certainty between {rate_text(low)} and {rate_text(high)}; the range tests {said}. "
+        "That shorter cycles like higher rates is counted in. Other momenta and weight decays may "
+        "like another rate."
     )
     return note + _moved(where, found)
 

@@ -32,7 +32,11 @@ def lr_find(
     end_lr: Annotated[float, option(help="Last rate.")] = 10.0,
     mode: Annotated[str, option(help="exp or linear.")] = "exp",
     replicates: Annotated[
-        int, option(help="Sweeps, each with its own seed; with --weight-decays, of each.", min=1)
+        int,
+        option(
+            help="Sweeps, each with its own seed and weight decay; with --weight-decays, of each.",
+            min=1,
+        ),
     ] = 3,
     weight_decays: Annotated[
         str | None, option(help="Sweep with each of these, e.g. 1e-3,1e-4,1e-5.")
@@ -77,7 +81,7 @@ def lr_find(
     tests = _sweep(train, function, options)
     chosen = RangeTests(tests=tuple(tests)) if len(decays or ()) > 1 else None
     found = proposal.pool(_at_choice(chosen) if chosen else tests, total_steps)
-    data = _reading(tests, found, chosen) | {"total_steps": total_steps}
+    data = _reading(tests, found, chosen, total_steps)
     show(data, format, lambda: _lr_table(data))
     if output is not None:
         _write_sweeps(output, tests, found, data)
@@ -125,18 +129,21 @@ def _at_choice(sweeps: RangeTests) -> Sequence[RangeTest]:
     return sweeps.by_weight_decay.get(sweeps.weight_decay, sweeps.tests)
 
 
-def _reading(tests: list[RangeTest], found: Proposal, chosen: RangeTests | None) -> dict[str, Any]:
+def _reading(
+    tests: list[RangeTest], found: Proposal, chosen: RangeTests | None, total_steps: int | None
+) -> dict[str, Any]:
     """What the sweeps say, one by one and together."""
     return {
         "weight_decay": chosen.weight_decay if chosen else None,
         "weight_decay_reason": chosen.reason if chosen else None,
-        "max_lr": found.centre,
+        "max_lr": found.centre if found.reliable else None,  # a script must not train at a guess
         "low": found.low,
         "high": found.high,
         "interval": list(found.interval),
         "lr_diverged": found.lr_diverged,
         "reliable": found.reliable,
         "reason": found.reason,
+        "total_steps": total_steps,
         "replicates": [
             {
                 **test.rules,
@@ -174,10 +181,13 @@ def _lr_table(data: dict[str, Any]) -> Table:
         table.add_column(heading, justify="right")
     for index, row in enumerate(data["replicates"], 1):
         table.add_row(str(index), *(rate_text(row[key]) for key in _COLUMNS.values()))
-    centre, low, high = (rate_text(data[key]) for key in ("max_lr", "low", "high"))
+    window = f"search {rate_text(data['low'])} … {rate_text(data['high'])}"
     decay = data["weight_decay"]
     with_decay = "" if decay is None else f"weight decay {rate_text(decay)}, "
-    table.title = f"{with_decay}max_lr {centre}, search {low} … {high}"
+    answer = f"max_lr {rate_text(data['max_lr'])}" if data["reliable"] else "no clear answer"
+    table.title = f"{with_decay}{answer}, {window}"
+    if (steps := data["total_steps"]) is not None and data["reliable"]:
+        table.title += f", for {steps:,} steps of training"
     return table
 
 

@@ -127,7 +127,8 @@ def _window(where: Coordinates) -> str:
         return f"{_rates(where.window)}, {centre}"
     tested, refined = ((shown.low, shown.high) for shown in (found.prior, found.proposal))
     by = "complete cycles" if found.runs else "cycles of other contexts"
-    said = f"range tests say {_rates(tested)}, {by} {_rates(refined)}, {centre}"
+    tests = f"say {_rates(tested)}" if found.prior.reliable else "have no clear answer"
+    said = f"range tests {tests}, {by} {_rates(refined)}, {centre}"
     moved = _rates(where.window) != _rates(refined)
     return f"{said}; searched is {_rates(where.window)}" if moved else said
 

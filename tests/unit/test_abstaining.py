@@ -124,3 +124,12 @@ def test_a_range_that_misses_the_action_is_refused(
     tests = replicates(blobs(), start_lr=start_lr, end_lr=end_lr)
     proposal = refuses(tests, remedy)
     assert proposal.missed in (missed, None)  # so little may have happened that nothing is seen
+
+
+def test_a_sweep_that_blows_up_at_once_is_told_to_start_lower() -> None:
+    tests = replicates(blobs(), start_lr=300.0, end_lr=3000.0)
+    proposal = refuses(tests, "lower start_lr")
+    assert proposal.missed == "low" or all(len(test.smoothed) < 10 for test in tests)
+    for test in tests:
+        if len(test.smoothed):
+            assert test.smoothed.min() >= min(test.losses[: len(test.smoothed)])

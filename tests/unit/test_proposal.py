@@ -10,8 +10,8 @@ import pytest
 from planted import GOOD, X, noise, of, planted, sweep
 
 from hpsched.errors import UsageError
-from hpsched.lr_curve import RangeTest
-from hpsched.proposal import HORIZON, HORIZON_SPREAD, Proposal, pool
+from hpsched.lr_curve import HORIZON, RangeTest
+from hpsched.proposal import HORIZON_SPREAD, Proposal, pool
 
 
 def at(shift: float, seed: int = 0, sigma: float = 0.03) -> RangeTest:
