@@ -1146,7 +1146,6 @@ def test_validation_under_autocast() -> None:
         ({"valid_loader": None, "metrics": {"a": F.mse_loss}}, UsageError, "pass valid_loader"),
         ({"valid_loader": None, "valid_fn": F.mse_loss}, UsageError, "pass valid_loader"),
     ],
-    ids=str,
 )
 def test_validation_that_cannot_be(options: Any, error: type[Exception], message: str) -> None:
     model, batches = quadratic()
