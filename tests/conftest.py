@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+import signal
 import socket
 from collections.abc import Callable
 from functools import cache
@@ -54,6 +55,12 @@ OBSTACLES: dict[str, Callable[[], str | None]] = {
 def _obstacle(item: pytest.Item) -> str | None:
     found = (OBSTACLES[m.name]() for m in item.iter_markers() if m.name in OBSTACLES)
     return next(filter(None, found), None)
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C through: a shell starts what runs in its background with SIGINT ignored."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(trylast=True)  # after -m and -k: only tests that were asked for are looked at

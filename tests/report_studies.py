@@ -72,7 +72,7 @@ def mixed() -> Summary:
         )
         return recipe.run(FakeTraining(best_lr=0.01 if norm == "batch" else 0.3, horizon=STEPS))
 
-    for rate in (5.0, 8.0):
+    for rate in (8.0, 10.0):
         study.enqueue_trial({"max_lr": rate, "norm<b>": HOSTILE})
     study.optimize(own, n_trials=14, catch=(RuntimeError,))
     return summarise(study)

@@ -179,7 +179,7 @@ def test_not_without_the_dashboard(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     "store",
-    [lambda study: dashboard.publish_after(study, 0), lambda s: dashboard.publish_all(s._storage)],
+    [lambda study: dashboard.publish_after(study, 1), lambda s: dashboard.publish_all(s._storage)],
     ids=["worker", "dashboard"],
 )
 def test_a_storage_that_may_not_be_written_is_told_once(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from dataclasses import replace
@@ -358,7 +359,8 @@ def test_lengths_are_named_as_people_say_them(share: float, name: str) -> None:
 @pytest.mark.parametrize("maximise", [False, True])
 def test_diverged_runs_are_crosses_on_the_edge_that_is_worst(maximise: bool) -> None:
     found = known(report_studies.mixed())
-    figure = figures.refining_figure(found, maximise)
+    lost = tuple(refine.Run(rate, 1 / 9, math.inf) for rate in (5.0, 8.0))
+    figure = figures.refining_figure(dataclasses.replace(found, runs=found.runs + lost), maximise)
     crosses = trace(figure, "1/9 of the steps, diverged")
     assert list(crosses.x) == [5.0, 8.0]
     assert list(crosses.y) == [figure.layout.yaxis.range[0 if maximise else 1]] * 2
@@ -625,7 +627,9 @@ def test_rungs_count_what_became_of_every_trial() -> None:
     figure = figures.rungs_figure(summary)
     for index, rung in enumerate(summary.rungs):
         assert sum(bar.x[index] for bar in figure.data) == rung.reached
-    assert trace(figure, "diverged").x[0] == 2
+    lost = [r.trial for r in summary.runs if records.DIVERGED in r.trial.user_attrs]
+    first = sum(records.cycles(trial)[-1].rung == 0 for trial in lost)
+    assert trace(figure, "diverged").x[0] == first > 0
     assert trace(figure, "finished").x[-1] == summary.states["complete"]
     assert "100 steps" in figure.data[0].y[0]
 
