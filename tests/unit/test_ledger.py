@@ -75,7 +75,8 @@ def trial(
         user[records.CONFIRMS] = confirms
     if sweep:
         user[records.RANGE_TEST] = SweepRecord(
-            name=f"sweep{number}", context_key="", lrs=tuple(1e-6 * 1.2**k for k in range(90)), losses=(1.0,) * 90,
+            name=f"sweep{number}", context_key="",
+            lrs=tuple(1e-6 * 1.2**k for k in range(90)), losses=(1.0,) * 90,
             momentum=0.85, weight_decay=0.0, seed=1, optimizer="SGD", momentum_name="momentum",
             steps=90, seconds=0.5,
         ).to_json()  # fmt: skip
