@@ -265,9 +265,7 @@ class OneCycleSampler(BaseSampler):
             k = _refines(study, trials, trial, recipe, where)
             if k is not None:
                 values = where.standard(max_lr=where.refining(k) if where.evidence else None)
-            elif (
-                records.REFINES in trial.user_attrs
-            ):  # with another recipe, whose result it would blur
+            elif _is_refining(study, trial):  # with another recipe, whose result this would blur
                 values = where.standard()
             else:
                 values = where.from_search(self._sample(study, trial, where))
@@ -392,6 +390,11 @@ def _refines(
         if k is not None:
             study._storage.set_trial_user_attr(trial._trial_id, records.REFINES, k)
     return k
+
+
+def _is_refining(study: Study, trial: FrozenTrial) -> bool:
+    stored = study._storage.get_trial(trial._trial_id)  # ``trial`` may be from before it was told
+    return records.REFINES in stored.user_attrs
 
 
 def _free_role(

@@ -370,7 +370,9 @@ class OneCycle:
 
     def _settles(self) -> bool:
         """Whether this is the refining trial that tries what was found at full length."""
-        role = self._study_trial().user_attrs.get(records.REFINES)
+        trial = self._study_trial()
+        stored = trial.study._storage.get_trial(trial._trial_id)  # the sampler wrote it there
+        role = stored.user_attrs.get(records.REFINES)
         return role == len(REFINING) - 1
 
     def _confirm(self, train: Train) -> float:

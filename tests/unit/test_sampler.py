@@ -7,6 +7,7 @@ import math
 import threading
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -148,6 +149,37 @@ def test_refining_trials_differ_in_the_rate_alone_and_find_the_best_one() -> Non
     width = math.log2(found.proposal.high / found.proposal.low)
     assert width < 0.75 * math.log2(found.prior.high / found.prior.low)
     assert coordinates(study.trials, recipe, study.directions).centre == found.proposal.centre
+
+
+def test_the_last_refining_trial_runs_in_full_in_a_database_too(tmp_path: Path) -> None:
+    """There, what the sampler stores with a trial is not what the trial has in its cache."""
+    study = optuna.create_study(
+        storage=f"sqlite:///{tmp_path}/study.db",
+        sampler=hpsched.OneCycleSampler(seed=0),
+        pruner=hpsched.CyclePruner(),
+    )
+    study.optimize(
+        lambda t: suggest_onecycle(t, total_steps=STEPS).run(FakeTraining(best_lr=0.3, noise=0.05)),
+        n_trials=5,
+    )
+    assert [t.user_attrs.get(records.REFINES) for t in study.trials] == [0, 1, 2, 3, None]
+    assert records.cycles(study.trials[3])[-1].is_full
+
+
+def test_a_second_recipe_stands_still_in_a_database_too(tmp_path: Path) -> None:
+    def objective(trial: optuna.Trial) -> float:
+        first = suggest_onecycle(trial, total_steps=STEPS, prefix="a_")
+        second = suggest_onecycle(trial, total_steps=STEPS, prefix="b_", context={"net": "b"})
+        first.to_dict()
+        return second.pct_start
+
+    study = optuna.create_study(
+        storage=f"sqlite:///{tmp_path}/study.db", sampler=hpsched.OneCycleSampler(seed=0)
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        study.optimize(objective, n_trials=2)
+    assert study.trials[0].params["b_pct_start"] == 0.3
 
 
 def test_refining_maximizes_too_and_takes_a_diverged_run_for_bad() -> None:
