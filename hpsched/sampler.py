@@ -265,7 +265,9 @@ class OneCycleSampler(BaseSampler):
             k = _refines(study, trials, trial, recipe, where)
             if k is not None:
                 values = where.standard(max_lr=where.refining(k) if where.evidence else None)
-            elif _is_refining(study, trial):  # with another recipe, whose result this would blur
+            elif (
+                role_of(study, trial._trial_id) is not None
+            ):  # with another recipe, whose result this would blur
                 values = where.standard()
             else:
                 values = where.from_search(self._sample(study, trial, where))
@@ -392,9 +394,10 @@ def _refines(
     return k
 
 
-def _is_refining(study: Study, trial: FrozenTrial) -> bool:
-    stored = study._storage.get_trial(trial._trial_id)  # ``trial`` may be from before it was told
-    return records.REFINES in stored.user_attrs
+def role_of(study: Study, trial_id: int) -> int | None:
+    """Which refining trial this is, or None; as stored, since a trial's own cache may be older."""
+    role: int | None = study._storage.get_trial(trial_id).user_attrs.get(records.REFINES)
+    return role
 
 
 def _free_role(

@@ -27,6 +27,7 @@ from hpsched.sampler import (
     OneCycleSampler,
     coordinates,
     find_sampler,
+    role_of,
 )
 
 if TYPE_CHECKING:
@@ -371,9 +372,7 @@ class OneCycle:
     def _settles(self) -> bool:
         """Whether this is the refining trial that tries what was found at full length."""
         trial = self._study_trial()
-        stored = trial.study._storage.get_trial(trial._trial_id)  # the sampler wrote it there
-        role = stored.user_attrs.get(records.REFINES)
-        return role == len(REFINING) - 1
+        return role_of(trial.study, trial._trial_id) == len(REFINING) - 1
 
     def _confirm(self, train: Train) -> float:
         self._sweep = None

@@ -74,7 +74,12 @@ class RangeTests:
     @cached_property
     def proposal(self) -> Proposal:
         """Pooled window for max_lr at the chosen weight decay, or of all sweeps without one."""
-        return pool(self.by_weight_decay.get(self.weight_decay, self.tests))
+        return pool(self.chosen)
+
+    @property
+    def chosen(self) -> tuple[RangeTest, ...]:
+        """The sweeps at the chosen weight decay, or all of them without one."""
+        return self.by_weight_decay.get(self.weight_decay, self.tests)
 
     @cached_property
     def by_weight_decay(self) -> dict[float | None, tuple[RangeTest, ...]]:

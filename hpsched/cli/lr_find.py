@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -80,7 +79,7 @@ def lr_find(
     }  # fmt: skip
     tests = _sweep(train, function, options)
     chosen = RangeTests(tests=tuple(tests)) if len(decays or ()) > 1 else None
-    found = proposal.pool(_at_choice(chosen) if chosen else tests, total_steps)
+    found = proposal.pool(chosen.chosen if chosen else tests, total_steps)
     data = _reading(tests, found, chosen, total_steps)
     show(data, format, lambda: _lr_table(data))
     if output is not None:
@@ -122,11 +121,6 @@ def _sweep(train: str, function: Any, options: dict[str, Any]) -> list[RangeTest
                 f"{train!r} failed: {objectives.describe(error)}. lr-find calls it with a Cycle: "
                 "name your train(cycle), not the objective; --debug shows the traceback."
             ) from error
-
-
-def _at_choice(sweeps: RangeTests) -> Sequence[RangeTest]:
-    """Those with the chosen weight decay, or all where none could be chosen."""
-    return sweeps.by_weight_decay.get(sweeps.weight_decay, sweeps.tests)
 
 
 def _reading(

@@ -23,7 +23,6 @@ from hpsched.cycle import BLOCK, Cycle, execute
 from hpsched.range_test import lr_range_test, lr_range_tests
 from hpsched.suggest import find_lr
 
-pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch without distributed")
 WORLD = 2
 
 
