@@ -80,6 +80,11 @@ def of(
     return replace(found, proposal=_refined(start, runs), start=start, runs=runs)
 
 
+def bears(trial: FrozenTrial) -> bool:
+    """Whether :func:`of` learns anything from this trial."""
+    return records.RANGE_TEST in trial.user_attrs or records.REFINES in trial.user_attrs
+
+
 def _cycles(
     trials: Sequence[FrozenTrial], direction: StudyDirection
 ) -> list[tuple[FrozenTrial, RecipeSpace, tuple[tuple[int, float], ...]]]:
@@ -189,15 +194,16 @@ def doubt(found: Sequence[SweepRecord]) -> str | None:
     return None if pooled is None or pooled.prior.reliable else pooled.prior.reason
 
 
-@functools.lru_cache(maxsize=32)
+@functools.lru_cache(maxsize=256)
 def _pool(tests: tuple[lr_curve.RangeTest, ...], total_steps: int | None) -> Proposal:
     # Each proposal of a trial asks again; the replicates hardly ever change.
     return proposal.pool(tests, total_steps)
 
 
+@records.once(lambda record: True)
 def range_test(record: SweepRecord) -> lr_curve.RangeTest:
     """The stored replicate as a :class:`~hpsched.RangeTest`, which is read once per process."""
-    key = repr(record)
+    key = repr(record)  # a trial still running, and copies of trials, give a new record each time
     if key not in _read:
         if len(_read) >= READ:
             _read.clear()
@@ -205,7 +211,7 @@ def range_test(record: SweepRecord) -> lr_curve.RangeTest:
     return _read[key]
 
 
-#: Range tests that were read lately; each proposal of a trial asks for all of its study again.
+#: Range tests that were read lately, by content.
 _read: dict[str, lr_curve.RangeTest] = {}
 READ = 64
 

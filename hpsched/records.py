@@ -29,8 +29,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any, Self
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property, wraps
+from typing import Any, Self, TypeVar
 
 import optuna
 from optuna.trial import FrozenTrial
@@ -73,6 +75,46 @@ def derive_seed(seed: int | str, *parts: int | str) -> int:
     """A 31-bit seed that follows from the study's seed and the run's place in the study."""
     text = "/".join(str(part) for part in (seed, *parts))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest()) & 0x7FFFFFFF
+
+
+_K = TypeVar("_K")
+_T = TypeVar("_T")
+
+
+def once(settled: Callable[[_K], bool]) -> Callable[[Callable[[_K], _T]], Callable[[_K], _T]]:
+    """Decorator: a function of one object is computed once for each that ``settled`` says is final.
+
+    Objects are told apart by identity, which is right whatever studies and storages there are in
+    the process: a trial has equals in others, and cannot be hashed. An object's entry goes with
+    the object, before its id can mean another one.
+    """
+
+    def decorate(function: Callable[[_K], _T]) -> Callable[[_K], _T]:
+        known: dict[int, tuple[weakref.ref[_K], _T]] = {}
+
+        @wraps(function)
+        def kept(of: _K) -> _T:
+            key = id(of)
+            entry = known.get(key)
+            if entry is not None and entry[0]() is of:
+                return entry[1]
+            result = function(of)
+            if settled(of):
+                known[key] = weakref.ref(of, lambda _: known.pop(key, None)), result
+            return result
+
+        return kept
+
+    return decorate
+
+
+def _finished(trial: FrozenTrial) -> bool:
+    return trial.state.is_finished()
+
+
+#: For what is read from a trial: Optuna never changes a finished one, and storages hand out the
+#: same object each time (unless asked for copies).
+once_finished = once(_finished)
 
 
 class _Record:
@@ -171,10 +213,10 @@ class RecipeSpace(_Record):
         """The parameter's name in ``trial.params``."""
         return self.prefix + field
 
-    @property
-    def names(self) -> list[str]:
+    @cached_property
+    def names(self) -> tuple[str, ...]:
         """Names of the searched parameters, in suggestion order."""
-        return [self.name(field) for field in FIELDS if field in self.space]
+        return tuple(self.name(field) for field in FIELDS if field in self.space)
 
     def distribution(self, field: str) -> optuna.distributions.FloatDistribution:
         """The stored distribution: wide, and the same in every trial of the study."""
@@ -183,11 +225,12 @@ class RecipeSpace(_Record):
 
     def values(self, params: Mapping[str, float]) -> dict[str, float] | None:
         """Field → value of a trial with these ``params``; None unless all are there."""
-        if not all(name in params for name in self.names):
+        try:
+            return {**self.fixed, **{field: params[self.prefix + field] for field in self.space}}
+        except KeyError:
             return None
-        return {**self.fixed, **{field: params[self.name(field)] for field in self.space}}
 
-    @property
+    @cached_property
     def context_key(self) -> str:
         """The context as a stable string; evidence is pooled by it."""
         return ",".join(f"{key}={self.context[key]!r}" for key in sorted(self.context))
@@ -307,12 +350,24 @@ def recipe_attr(prefix: str) -> str:
 
 
 def recipe_spaces(trial: FrozenTrial) -> Iterator[RecipeSpace]:
-    """The recipe spaces of a trial (one, unless prefixes are used)."""
-    for key, data in trial.user_attrs.items():
-        if key == RECIPE or key.startswith(RECIPE + ":"):
-            yield RecipeSpace.from_json(data, f"trial {trial.number}: {key}")
+    """The recipe spaces of a trial (one, unless prefixes are used).
+
+    Raises:
+        RecordError: A record cannot be read.
+    """
+    return iter(_recipe_spaces(trial))
 
 
+@once_finished
+def _recipe_spaces(trial: FrozenTrial) -> tuple[RecipeSpace, ...]:
+    return tuple(
+        RecipeSpace.from_json(data, f"trial {trial.number}: {key}")
+        for key, data in trial.user_attrs.items()
+        if key == RECIPE or key.startswith(RECIPE + ":")
+    )
+
+
+@once_finished
 def sweep(trial: FrozenTrial) -> SweepRecord | None:
     """The trial's range test, if it ran one.
 
@@ -323,7 +378,8 @@ def sweep(trial: FrozenTrial) -> SweepRecord | None:
     return None if data is None else SweepRecord.from_json(data, _where(trial, RANGE_TEST))
 
 
-def cycles(trial: FrozenTrial) -> list[CycleRecord]:
+@once_finished
+def cycles(trial: FrozenTrial) -> tuple[CycleRecord, ...]:
     """The trial's complete or diverged cycles, shortest first.
 
     Raises:
@@ -331,7 +387,7 @@ def cycles(trial: FrozenTrial) -> list[CycleRecord]:
     """
     keys = [key for key in trial.user_attrs if key.startswith(RUNG) or key == CONFIRM]
     found = [CycleRecord.from_json(trial.user_attrs[key], _where(trial, key)) for key in keys]
-    return sorted(found, key=lambda cycle: cycle.rung)
+    return tuple(sorted(found, key=lambda cycle: cycle.rung))
 
 
 def is_confirmation(trial: FrozenTrial) -> bool:

@@ -25,10 +25,12 @@ trial.
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import statistics
 from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, cast
 
 import optuna
@@ -66,6 +68,13 @@ LATER = (0, len(REFINING) - 1)
 ASSUMED_STEPS = 1000
 #: Trials of a context before its window may widen towards a best one at its edge.
 TRIALS_BEFORE_WIDENING = 4
+#: Trials that samplers which fit a model to them are shown at most, and how many of these are the
+#: best ever; the others are the latest. More would cost time and teach little: TPE takes 25 at most
+#: for good ones and weighs the others the less the older they are, GP's cost is cubic. With 300, a
+#: proposal in a long study costs less than TPE's alone (tests/benchmarks/bench_sampler.py). Other
+#: samplers see all trials: CMA-ES, for one, counts generations.
+SHOWN, SHOWN_BEST = 300, 100
+MODELS = (optuna.samplers.TPESampler, optuna.samplers.GPSampler)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +97,7 @@ class Coordinates:
     optimizer: str = ""
     evidence: Evidence | None = None
 
-    @property
+    @cached_property
     def uses_kappa(self) -> bool:
         """Whether weight decay is searched as κ: its range was left to us, and κ has a meaning."""
         return self._free_decay and self.optimizer not in COUPLED
@@ -214,16 +223,22 @@ class OneCycleSampler(BaseSampler):
         self, study: Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
         """The base sampler's space without the recipe's names (stage 1)."""
-        view = _view(study, _ordinary(study))
+        trials = _trials(study)
+        view = _view(study, lambda: [t for t in map(_for_space, trials) if t is not None])
         space = self._base_sampler.infer_relative_search_space(view, trial)
-        ours = {name for t in _trials(study) for r in _spaces(t) for name in r.names}
-        return {name: dist for name, dist in space.items() if name not in ours}
+        free = dict(space)
+        for other in reversed(trials):  # hardly ever more than one of them has something to say
+            for name in (name for r in _spaces(other) for name in r.names):
+                free.pop(name, None)
+            if not free:
+                break
+        return free
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """Stage 1: the user's own parameters, by the base sampler."""
-        view = _view(study, _ordinary(study))
+        view = _view(study, lambda: _whole(self._snapshot(study)))
         return self._base_sampler.sample_relative(view, trial, search_space)
 
     def sample_independent(
@@ -238,7 +253,10 @@ class OneCycleSampler(BaseSampler):
             if param_name in recipe.names:
                 return self._draw(study, trial, recipe)[param_name]
         return self._base_sampler.sample_independent(
-            _view(study, _ordinary(study)), trial, param_name, param_distribution
+            _view(study, lambda: _whole(self._snapshot(study))),
+            trial,
+            param_name,
+            param_distribution,
         )
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
@@ -257,26 +275,32 @@ class OneCycleSampler(BaseSampler):
             self._draws.pop(key, None)
         self._base_sampler.after_trial(study, trial, state, values)
 
+    def _snapshot(self, study: Study) -> _Snapshot:
+        most = SHOWN if isinstance(self._base_sampler, MODELS) else None
+        return _Snapshot(_trials(study), study.directions, most)
+
     def _draw(self, study: Study, trial: FrozenTrial, recipe: RecipeSpace) -> dict[str, float]:
         key = (trial._trial_id, recipe.prefix)
         if key not in self._draws:
-            trials = _trials(study)
-            where = coordinates(trials, recipe, study.directions)
-            k = _refines(study, trials, trial, recipe, where)
+            now = self._snapshot(study)
+            where = _coordinates(now, recipe)
+            k = _refines(study, now.trials, trial, recipe, where)
             if k is not None:
                 values = where.standard(max_lr=where.refining(k) if where.evidence else None)
-            elif (
-                role_of(study, trial._trial_id) is not None
+            elif any(
+                t.number == trial.number and records.REFINES in t.user_attrs for t in now.telling
             ):  # with another recipe, whose result this would blur
                 values = where.standard()
             else:
-                values = where.from_search(self._sample(study, trial, where))
+                values = where.from_search(self._sample(study, now, trial, where))
             self._draws[key] = {recipe.name(field): v for field, v in values.items()}
         return self._draws[key]
 
-    def _sample(self, study: Study, trial: FrozenTrial, where: Coordinates) -> dict[str, Any]:
+    def _sample(
+        self, study: Study, now: _Snapshot, trial: FrozenTrial, where: Coordinates
+    ) -> dict[str, Any]:
         space = where.space()
-        view = _view(study, _in_coordinates(study, where, space))
+        view = _view(study, lambda: _in_coordinates(now, where, space))
         free = {name: dist for name, dist in space.items() if not dist.single()}
         params = self._base_sampler.sample_relative(view, trial, free) if free else {}
         for name, dist in space.items():
@@ -307,7 +331,25 @@ def coordinates(
     The window widens by an octave at a time towards a best trial within half an octave of its
     edge, so that a wrong window is left.
     """
-    found = evidence.of(trials, recipe, directions)
+    return _coordinates(_Snapshot(tuple(trials), tuple(directions)), recipe)
+
+
+def _coordinates(now: _Snapshot, recipe: RecipeSpace) -> Coordinates:
+    where = _centred(now, recipe)
+    if where.evidence is None:
+        return where
+    proposal = where.evidence.proposal
+    low, high, _ = recipe.space["max_lr"]
+    window = _widened((proposal.low, proposal.high), _best_lr(now, recipe))
+    window = (max(window[0], low), min(window[1], high))
+    if not window[0] < window[1]:  # the user's range lies beside the window: search the range
+        window = (low, high)
+    return replace(where, window=window)
+
+
+def _centred(now: _Snapshot, recipe: RecipeSpace) -> Coordinates:
+    """The coordinates, but with the whole range of max_lr as window."""
+    found = evidence.of(now.telling, recipe, now.directions)
     low, high, _ = recipe.space.get("max_lr", (recipe.fixed.get("max_lr", 1.0),) * 2 + (True,))
     if found is None or "max_lr" not in recipe.space:
         centre = math.sqrt(low * high)
@@ -319,16 +361,10 @@ def coordinates(
             momentum_name=name,
             optimizer=found.optimizer if found else "",
         )
-    proposal = found.proposal
-    centre = min(max(proposal.centre, low), high)
-    window = _widened((proposal.low, proposal.high), _best_lr(trials, recipe, directions))
-    window = (max(window[0], low), min(window[1], high))
-    if not window[0] < window[1]:  # the user's range lies beside the window: search the range
-        window = (low, high)
     return Coordinates(
         recipe=recipe,
-        centre=centre,
-        window=window,
+        centre=min(max(found.proposal.centre, low), high),
+        window=(low, high),
         momentum_name=found.momentum_name,
         optimizer=found.optimizer,
         evidence=found,
@@ -341,8 +377,8 @@ def full_scale_values(trials: Sequence[FrozenTrial]) -> dict[int, float]:
     Short cycles score worse than full ones for want of steps. What a rung adds is taken as the
     median change over the trials that ran both it and the next one.
     """
-    ladders = {t.number: dict(t.intermediate_values) for t in trials if t.intermediate_values}
-    steps = sorted({step for ladder in ladders.values() for step in ladder})
+    ladders = {t.number: ladder for t in trials if (ladder := t.intermediate_values)}
+    steps = sorted(set().union(*ladders.values()))
     gain = {step: 0.0 for step in steps}
     for lower, upper in zip(reversed(steps[:-1]), reversed(steps[1:]), strict=True):
         changes = [
@@ -356,7 +392,7 @@ def full_scale_values(trials: Sequence[FrozenTrial]) -> dict[int, float]:
     return {
         number: value
         for number, ladder in ladders.items()
-        if math.isfinite(value := ladder[max(ladder)] + gain[max(ladder)])
+        if math.isfinite(value := ladder[top := max(ladder)] + gain[top])
     }
 
 
@@ -364,12 +400,13 @@ def _trials(study: Study) -> list[FrozenTrial]:
     return study._get_trials(deepcopy=False, use_cache=False)
 
 
-def _spaces(trial: FrozenTrial) -> list[RecipeSpace]:
+@records.once_finished
+def _spaces(trial: FrozenTrial) -> tuple[RecipeSpace, ...]:
     try:
-        return list(records.recipe_spaces(trial))
+        return tuple(records.recipe_spaces(trial))
     except RecordError as error:
         evidence.warn_once(str(error))
-        return []
+        return ()
 
 
 def _refines(
@@ -380,12 +417,11 @@ def _refines(
     where: Coordinates,
 ) -> int | None:
     """Which refining trial of its context this is, or None; workers that draw at once agree."""
-    fixed = trial.system_attrs.get("fixed_params", {})
     main = next(iter(_spaces(trial)), recipe)
-    if recipe.prefix != main.prefix or set(recipe.names) & set(fixed):
-        return None
     many = len(study.directions) > 1
-    if _free_role(trials, trial, recipe, where, many) is None:
+    if recipe.prefix != main.prefix or _free_role(trials, trial, recipe, where, many) is None:
+        return None
+    if set(recipe.names) & set(trial.system_attrs.get("fixed_params", {})):  # read when asked for
         return None
     with exclusive(study._storage, study.study_name):
         k = _free_role(_trials(study), trial, recipe, where, many)
@@ -425,26 +461,18 @@ def _free_role(
     return next((k for k in roles if k not in taken), None)
 
 
-def _best_lr(
-    trials: Sequence[FrozenTrial], recipe: RecipeSpace, directions: Sequence[StudyDirection]
-) -> float | None:
+def _best_lr(now: _Snapshot, recipe: RecipeSpace) -> float | None:
     """max_lr of the context's best trial so far; None while there are too few."""
-    if len(directions) != 1:
-        return None
     name = recipe.name("max_lr")
-    values = full_scale_values([t for t in trials if not records.is_confirmation(t)])
-    ours = [
-        (values[t.number], t.params[name])
-        for t in trials
-        if t.number in values
-        and name in t.params
+    ours = (
+        t.params[name]
+        for t in now.ranked
+        if name in t.params
         and records.DIVERGED not in t.user_attrs
         and any(r.context_key == recipe.context_key for r in _spaces(t))
-    ]
-    if len(ours) < TRIALS_BEFORE_WIDENING:
-        return None
-    pick = min if directions[0] == StudyDirection.MINIMIZE else max
-    return float(pick(ours)[1])
+    )
+    best = list(itertools.islice(ours, TRIALS_BEFORE_WIDENING))
+    return float(best[0]) if len(best) == TRIALS_BEFORE_WIDENING else None
 
 
 def _widened(window: tuple[float, float], best_lr: float | None) -> tuple[float, float]:
@@ -457,93 +485,137 @@ def _widened(window: tuple[float, float], best_lr: float | None) -> tuple[float,
     return low, high
 
 
-def _ordinary(study: Study) -> Callable[[], list[FrozenTrial]]:
+@dataclass(frozen=True)
+class _Snapshot:
+    """A study's trials at one moment, and what follows from all of them: worked out once a draw."""
+
+    trials: Sequence[FrozenTrial]
+    directions: Sequence[StudyDirection]
+    most: int | None = None  # trials that the base sampler is shown; None: all
+
+    @cached_property
+    def telling(self) -> list[FrozenTrial]:
+        """Those that carry evidence: a handful per context."""
+        return [t for t in self.trials if evidence.bears(t)]
+
+    @cached_property
+    def ordinary(self) -> list[FrozenTrial]:
+        return [t for t in self.trials if not records.is_confirmation(t)]
+
+    @cached_property
+    def values(self) -> dict[int, float]:
+        """Trial number → value at full scale; none with several objectives."""
+        return full_scale_values(self.ordinary) if len(self.directions) == 1 else {}
+
+    @cached_property
+    def ranked(self) -> list[FrozenTrial]:
+        """The trials that have such a value, best first."""
+        maximize = self.directions[0] == StudyDirection.MAXIMIZE
+        known = [t for t in self.ordinary if t.number in self.values]
+        return sorted(known, key=lambda t: self.values[t.number], reverse=maximize)
+
+
+def _whole(now: _Snapshot) -> list[FrozenTrial]:
     """Trials that a base sampler may learn the user's own parameters from."""
-
-    def read() -> list[FrozenTrial]:
-        trials = _trials(study)
-        shown = [t for t in trials if not records.is_confirmation(t) and _has_all(t)]
-        return _on_one_scale(study, shown, lambda trial: trial.params)
-
-    return read
+    return _on_one_scale(now, lambda trial: trial.params if _has_all(trial) else None)
 
 
 def _in_coordinates(
-    study: Study, where: Coordinates, space: Mapping[str, BaseDistribution]
-) -> Callable[[], list[FrozenTrial]]:
+    now: _Snapshot, where: Coordinates, space: Mapping[str, BaseDistribution]
+) -> list[FrozenTrial]:
     """Trials with this recipe's parameters, in search coordinates, inside the space.
 
     A trial outside the window is hidden: samplers would pin proposals to the edge next to it.
     """
+    maps: dict[str, Coordinates] = {where.recipe.context_key: where}
+    slack = 1 + 1e-9
+    bounds = [
+        (name, dist.low / slack, dist.high * slack)
+        for name, dist in cast(Mapping[str, FloatDistribution], space).items()
+    ]
 
-    def read() -> list[FrozenTrial]:
-        trials = _trials(study)
-        maps: dict[str, Coordinates] = {where.recipe.context_key: where}
+    def params_of(trial: FrozenTrial) -> Mapping[str, Any] | None:
+        recipe = where.recipe
+        for other in _spaces(trial):
+            if other.prefix == recipe.prefix:
+                recipe = other
+                break
+        if recipe.context_key not in maps:
+            maps[recipe.context_key] = _centred(now, recipe)
+        params = maps[recipe.context_key].to_search(trial.params)
+        if params is None:
+            return None
+        for name, low, high in bounds:
+            if not low <= params[name] <= high:
+                return None
+        return params
 
-        def params_of(trial: FrozenTrial) -> Mapping[str, Any] | None:
-            recipe = next((r for r in _spaces(trial) if r.prefix == where.recipe.prefix), None)
-            key = recipe.context_key if recipe else where.recipe.context_key
-            if key not in maps:
-                assert recipe is not None
-                maps[key] = coordinates(trials, recipe, study.directions)
-            params = maps[key].to_search(trial.params)
-            return params if params is not None and _inside(params, space) else None
+    return _on_one_scale(now, params_of)
 
-        shown = [t for t in trials if not records.is_confirmation(t)]
-        return _on_one_scale(study, shown, params_of)
 
-    return read
+@records.once_finished
+def _for_space(trial: FrozenTrial) -> FrozenTrial | None:
+    """The trial as a search space is inferred from it: what counts are distributions and state."""
+    if records.is_confirmation(trial) or not _has_all(trial):
+        return None
+    state = TrialState.COMPLETE if trial.state == TrialState.PRUNED else trial.state
+    return _changed(trial, state=state)
 
 
 def _has_all(trial: FrozenTrial) -> bool:
     return all(r.values(trial.params) is not None for r in _spaces(trial))
 
 
-def _inside(params: Mapping[str, Any], space: Mapping[str, BaseDistribution]) -> bool:
-    slack = 1 + 1e-9
-    return all(
-        cast(FloatDistribution, dist).low / slack
-        <= params[name]
-        <= cast(FloatDistribution, dist).high * slack
-        for name, dist in space.items()
-    )
-
-
 def _on_one_scale(
-    study: Study,
-    trials: Sequence[FrozenTrial],
-    params_of: Callable[[FrozenTrial], Mapping[str, Any] | None],
+    now: _Snapshot, params_of: Callable[[FrozenTrial], Mapping[str, Any] | None]
 ) -> list[FrozenTrial]:
     """Copies of the trials with other params, and pruned ones as complete on the full scale.
 
     Samplers that ignore pruned trials (GP) would otherwise learn nothing from short rungs.
     """
-    single = len(study.directions) == 1
-    values = full_scale_values(trials) if single else {}
-    worst = _worst(study, values) if single else None
-    shown = []
-    for trial in trials:
+    single = len(now.directions) == 1
+
+    def shown(trial: FrozenTrial) -> FrozenTrial | None:
         params = params_of(trial)
         if params is None:
-            continue
-        moved = copy.copy(trial)
-        moved.params = dict(params)
-        if trial.state == TrialState.PRUNED and single:
-            value = worst if records.DIVERGED in trial.user_attrs else values.get(trial.number)
-            if value is None and any(True for _ in _spaces(trial)):
-                continue
-            if value is not None:
-                moved.state = TrialState.COMPLETE
-                moved.value = value
-        shown.append(moved)
-    return shown
+            return None
+        if trial.state != TrialState.PRUNED or not single:
+            return _changed(trial, _params=params)
+        diverged = records.DIVERGED in trial.user_attrs
+        value = _worst(now) if diverged else now.values.get(trial.number)
+        if value is None:
+            return None if _spaces(trial) else _changed(trial, _params=params)
+        return _changed(trial, _params=params, state=TrialState.COMPLETE, _values=[value])
+
+    if single and now.most and len(now.ordinary) > now.most:
+        return _best_and_latest(now, now.most, shown)
+    return [moved for trial in now.ordinary if (moved := shown(trial))]
 
 
-def _worst(study: Study, values: Mapping[int, float]) -> float | None:
-    if not values:
-        return None
-    minimize = study.directions[0] == StudyDirection.MINIMIZE
-    return max(values.values()) if minimize else min(values.values())
+def _best_and_latest(
+    now: _Snapshot, most: int, shown: Callable[[FrozenTrial], FrozenTrial | None]
+) -> list[FrozenTrial]:
+    """``most`` of those to be shown, in the study's order."""
+    found: dict[int, FrozenTrial] = {}
+    for trials, limit in ((now.ranked, SHOWN_BEST), (reversed(now.ordinary), most)):
+        for trial in trials:
+            if len(found) == limit:
+                break
+            seen = trial.number in found or trial.state in (TrialState.FAIL, TrialState.WAITING)
+            if not seen and (moved := shown(trial)):
+                found[trial.number] = moved
+    return [found[number] for number in sorted(found)]
+
+
+def _changed(trial: FrozenTrial, **attributes: Any) -> FrozenTrial:
+    """A shallow copy with other attributes, several times as fast as ``copy.copy``."""
+    moved = object.__new__(FrozenTrial)
+    moved.__dict__.update(trial.__dict__, **attributes)
+    return moved
+
+
+def _worst(now: _Snapshot) -> float | None:
+    return now.values[now.ranked[-1].number] if now.ranked else None
 
 
 class _StudyView:

@@ -325,7 +325,8 @@ class OneCycle:
         if field in self._recipe.fixed:
             return self._recipe.fixed[field]
         if field not in self._values:
-            if not self._ran and self._wants_range_test():
+            # The first read draws all six, so later ones come too late to ask.
+            if not self._ran and not self._values and self._wants_range_test():
                 evidence.warn_once(
                     f"{field} was read before run(): this trial is drawn without a range test of "
                     "its own. Call suggest_onecycle(...).run(train) first to get one."

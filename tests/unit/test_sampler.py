@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import threading
@@ -514,6 +515,146 @@ def test_corrupt_evidence_is_left_out_with_one_warning_that_names_the_trial() ->
         )
     assert study.trials[3].state in (TrialState.COMPLETE, TrialState.PRUNED)
     assert records.RANGE_TEST in study.trials[3].user_attrs  # the missing replicate is made up
+
+
+def propose(study: optuna.Study) -> optuna.Trial:
+    trial = study.ask()
+    suggest_onecycle(trial, total_steps=STEPS, range_test=False).to_dict()
+    return trial
+
+
+def test_corrupt_evidence_warns_once_however_many_trials_are_proposed() -> None:
+    evidence.warn_once.cache_clear()
+    trials = optimize(5).trials
+    trials[1].user_attrs[records.RANGE_TEST] = {"losses": "gone"}
+    trials[2].user_attrs[records.RECIPE] = "gone"
+    study = optuna.create_study(sampler=hpsched.OneCycleSampler(seed=0))
+    study.add_trials(trials)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            propose(study)
+    said = [str(w.message) for w in caught if "does not hold" in str(w.message)]
+    assert sorted(text.split(" does")[0] for text in said) == [
+        "trial 1: attribute hpsched:range_test",
+        "trial 2: hpsched:recipe",
+    ]
+
+
+def test_a_second_proposal_reads_no_finished_trial_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    original = records._Record.from_json.__func__  # type: ignore[attr-defined]
+
+    def spy(cls: Any, data: Any, where: str) -> Any:
+        read.append(where.split(":")[0])
+        return original(cls, data, where)
+
+    study = optuna.create_study(sampler=hpsched.OneCycleSampler(seed=0))
+    study.add_trials(optimize(8).trials)  # copies: nothing is known of these objects
+    monkeypatch.setattr(records._Record, "from_json", classmethod(spy))
+    study.tell(propose(study), 1.0)
+    assert {f"trial {number}" for number in range(8)} < set(read)
+    read.clear()
+    study.tell(propose(study), 1.0)
+    assert set(read) == {"trial 8", "trial 9"}  # the one finished since, and the one proposed
+
+
+def test_a_running_trial_is_read_anew_until_it_has_finished() -> None:
+    study = optimize(1)
+    stored = copy.deepcopy(study.trials[0].user_attrs[records.RANGE_TEST])
+    trial = study.ask()
+
+    def own() -> list[str]:
+        return [sweep.name for sweep in evidence.sweeps(study.get_trials(deepcopy=False)[1:])]
+
+    assert own() == []
+    trial.set_user_attr(records.RANGE_TEST, {**stored, "name": "first"})
+    assert own() == ["first"]
+    trial.set_user_attr(records.RANGE_TEST, {**stored, "name": "second"})
+    assert own() == ["second"]
+    trial.set_user_attr(records.RANGE_TEST, {**stored, "name": "third"})
+    study.tell(trial, 1.0)
+    assert own() == ["third"]
+
+    made = optuna.create_trial(state=TrialState.RUNNING)  # one object, changed in place
+    assert evidence.sweeps([made]) == []
+    made.user_attrs[records.RANGE_TEST] = stored
+    made.state = TrialState.PRUNED
+    assert evidence.sweeps([made])[0].name == stored["name"]
+
+
+def test_trials_of_two_studies_and_copies_do_not_mix() -> None:
+    def of(lr: float) -> optuna.Study:
+        study = optuna.create_study(sampler=hpsched.OneCycleSampler(seed=0))
+        study.optimize(
+            lambda t: suggest_onecycle(t, total_steps=STEPS, context={"lr": lr}).run(
+                FakeTraining(best_lr=lr)
+            ),
+            n_trials=5,
+        )
+        return study
+
+    studies = {lr: of(lr) for lr in (0.02, 0.4)}
+    for _ in range(2):  # once read, and once known
+        for lr, study in studies.items():
+            for trial in study.get_trials(deepcopy=False):
+                assert next(records.recipe_spaces(trial)).context == {"lr": lr}
+            recipe = next(records.recipe_spaces(study.trials[0]))
+            centre = coordinates(study.trials, recipe, study.directions).centre
+            assert abs(math.log2(centre / lr)) < 1.5
+    trial = studies[0.4].get_trials(deepcopy=False)[0]
+    changed = copy.copy(trial)
+    changed.user_attrs = {k: v for k, v in trial.user_attrs.items() if k != records.RANGE_TEST}
+    assert records.sweep(trial) and not records.sweep(changed)
+
+
+def test_what_is_known_of_an_object_goes_with_it() -> None:
+    class Thing:
+        def __init__(self, value: int) -> None:
+            self.value = value
+
+    calls: list[int] = []
+
+    @records.once(lambda thing: thing.value != 3)
+    def read(thing: Thing) -> int:
+        calls.append(thing.value)
+        return thing.value
+
+    for value in range(5):  # each at the address of the one before
+        thing = Thing(value)
+        assert [read(thing), read(thing)] == [value, value]
+        del thing
+    assert calls == [0, 1, 2, 3, 3, 4]
+
+
+@pytest.mark.parametrize("name", ["tpe", "cmaes"])
+def test_a_model_is_fitted_to_the_best_and_the_latest_of_many_trials(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hpsched.sampler, "SHOWN", 12)
+    monkeypatch.setattr(hpsched.sampler, "SHOWN_BEST", 4)
+    base, seen = bases()[name](), []
+    study = optimize(40, base)
+
+    def spy(view: Any, trial: Any, space: Any) -> dict[str, Any]:
+        if space:
+            seen.append(view.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
+        return {}
+
+    monkeypatch.setattr(base, "sample_relative", spy)
+    failed = propose(study)
+    study.tell(failed, state=TrialState.FAIL)
+    propose(study)
+    shown = [trial.number for trial in seen[-1]]
+    assert shown == sorted(shown)
+    if name == "cmaes":
+        assert len(shown) > 30  # it counts generations
+        return
+    values = full_scale_values(study.trials)
+    assert len(shown) == 12
+    assert len(set(shown) & set(range(30, 40))) >= 6
+    best = sorted(seen[-1], key=lambda trial: trial.value or math.inf)[:4]
+    assert max(values[t.number] for t in best) <= sorted(values.values())[8]
 
 
 def test_negative_range_tests_are_refused() -> None:
