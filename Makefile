@@ -49,11 +49,13 @@ $(VENV)/.installed-dev: $(VENV)/.created pyproject.toml constraints.txt
 	$(INSTALL) --editable '.[demo,dashboard,postgres,mysql,dev]'
 	@touch $@ $(VENV)/.installed-demo
 
-BENCH_REQUIREMENTS := studies/bench/requirements.txt studies/bench/requirements-no-deps.txt
+BENCH_REQUIREMENTS := $(wildcard studies/bench/requirements*.txt)
 $(VENV)/.installed-bench: $(VENV)/.installed-dev $(BENCH_REQUIREMENTS)
 	@echo "Installing the packages of studies/bench into $(VENV)"
-	$(INSTALL) --requirement studies/bench/requirements.txt
-	$(INSTALL) --no-deps --requirement studies/bench/requirements-no-deps.txt
+	$(INSTALL) --requirement studies/bench/requirements.txt \
+	    --requirement studies/bench/requirements-search.txt
+	$(INSTALL) --no-deps --requirement studies/bench/requirements-no-deps.txt \
+	    --requirement studies/bench/requirements-search-no-deps.txt
 	@touch $@
 
 $(VENV)/.created:

@@ -13,10 +13,10 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
+from hpsched.coordinates import full_scale_values
 from hpsched.figure_style import TICKS
 from hpsched.ledger import Candidate, Run, rank
 from hpsched.present import number
-from hpsched.sampler import full_scale_values
 from hpsched.summary import Summary
 
 ENDINGS = ("went on", "finished", "pruned", "diverged", "running or failed")

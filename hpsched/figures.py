@@ -63,7 +63,7 @@ def history_figure(summary: Summary) -> go.Figure:
     """Values of full cycles against what had been spent, best so far, short cycles, confirmations.
 
     Pruned trials stand where their last rung's value is expected to end up after a full cycle
-    (:func:`hpsched.sampler.full_scale_values`); hovering tells the value it really had.
+    (:func:`hpsched.coordinates.full_scale_values`); hovering tells the value it really had.
     """
     found = data.results(summary)
     if not found.full and not found.short:

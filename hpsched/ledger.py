@@ -17,7 +17,7 @@ from typing import Any, Literal
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from hpsched import records
+from hpsched import records, search
 from hpsched.errors import RecordError
 from hpsched.records import CycleRecord, RecipeSpace, Settings, SweepRecord
 
@@ -190,7 +190,9 @@ def next_to_confirm(
     pending = Counter(
         r.confirms for r in runs if r.confirms is not None and r.trial.state != TrialState.FAIL
     )
-    best_ones = rank(runs, direction, by_single_value=True)[:top]
+    ranked = rank(runs, direction, unconfirmed=True)
+    # Those begun stay chosen, whatever their first fresh seeds do to the ranking.
+    best_ones = sorted(ranked, key=lambda c: pending[c.number] == 0)[:top]
     chosen = [c for c in best_ones if pending[c.number] < seeds]
     if not chosen:
         return None
@@ -308,7 +310,7 @@ def best_of(runs: Sequence[Run], direction: StudyDirection) -> Best | None:
 
 
 def rank(
-    runs: Sequence[Run], direction: StudyDirection, *, by_single_value: bool = False
+    runs: Sequence[Run], direction: StudyDirection, *, unconfirmed: bool = False
 ) -> list[Candidate]:
     """Recipes with a finished full cycle, best first.
 
@@ -318,9 +320,11 @@ def rank(
     Args:
         runs: All trials of the study.
         direction: The study's.
-        by_single_value: Rank by the value each was found with, as when choosing what to confirm.
+        unconfirmed: Leave fresh seeds aside and rank by what the search's model expects of each
+            recipe, as when choosing what to confirm.
     """
     sign = _sign(direction)
+    expected = search.expected([run.trial for run in runs], direction)
     again: dict[int, list[float]] = {}
     for run in runs:
         if run.confirms is not None and run.trial.state.is_finished():
@@ -330,9 +334,22 @@ def rank(
             elif run.diverged:  # a recipe that diverges on a fresh seed is no winner
                 again.setdefault(run.confirms, []).append(sign * math.inf)
     found = [_candidate(run, again.get(run.trial.number, [])) for run in runs if _finished(run)]
-    if by_single_value:
-        return sorted(found, key=lambda c: sign * c.found)
-    return sorted(found, key=lambda c: (math.isinf(c.mean), -min(len(c.fresh), 2), sign * c.mean))
+
+    def guess(candidate: Candidate) -> tuple[float, float]:
+        # By what is expected of it after all that was seen: the best single value is mostly luck.
+        return expected.get(candidate.number, math.inf), sign * candidate.found
+
+    if unconfirmed:
+        return sorted(found, key=guess)
+    return sorted(
+        found,
+        key=lambda c: (
+            math.isinf(c.mean),
+            -min(len(c.fresh), 2),
+            sign * c.mean if c.fresh else 0.0,
+            guess(c),
+        ),
+    )
 
 
 def _finished(run: Run) -> bool:

@@ -1,8 +1,9 @@
-"""``CyclePruner``: compares complete cycles of the same length, and nothing else.
+"""``CyclePruner``: compares complete cycles, never the middle of one.
 
-Asynchronous successive halving (Li et al. 2018, arXiv 1810.05934) over rungs of complete
-one-cycle runs: at each rung a trial goes on if it is among the best 1/η of those that reached
-the rung so far. A diverged trial counts as worst; confirmations do not count.
+By default a trial runs on while the model of the search (:mod:`hpsched.search`) gives it a fair
+chance of being the best. With a ``reduction_factor`` it is asynchronous successive halving (Li et
+al. 2018, arXiv 1810.05934) over rungs of complete one-cycle runs: at each rung a trial goes on if
+it is among the best 1/η of those that reached the rung so far.
 """
 
 from __future__ import annotations
@@ -13,24 +14,29 @@ from optuna.pruners import BasePruner
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from hpsched import records
+from hpsched import records, search
+from hpsched.coordinates import REFINING, Snapshot, located, spaces
 from hpsched.errors import UsageError
+from hpsched.sampler import role_of
 
 
 class CyclePruner(BasePruner):
     """Prunes a trial between its complete cycles, never within one.
 
-    Trials that report by themselves (not through ``OneCycle.run``) are never pruned.
+    Trials that report by themselves (not through ``OneCycle.run``) are never pruned. The refining
+    trials, with which a study begins, end with their short cycles: ``OneCycle.run`` sees to it that
+    the last of them runs in full what they have found. With a small budget the first does too.
 
     Args:
-        reduction_factor: η; of the trials at a rung, the best 1/η go on. At least 2.
+        reduction_factor: η of successive halving: of the trials at a rung, the best 1/η go on. At
+            least 2. Default: by the model.
 
     Raises:
         UsageError: ``reduction_factor`` is below 2.
     """
 
-    def __init__(self, reduction_factor: int = 3) -> None:
-        if reduction_factor < 2:
+    def __init__(self, reduction_factor: int | None = None) -> None:
+        if reduction_factor is not None and reduction_factor < 2:
             raise UsageError(f"reduction_factor={reduction_factor!r}: at least 2.")
         self.reduction_factor = reduction_factor
 
@@ -39,6 +45,8 @@ class CyclePruner(BasePruner):
         rung = trial.last_step
         if rung is None or f"{records.RUNG}{rung}" not in trial.user_attrs:
             return False
+        if self.reduction_factor is None:
+            return not _runs_on(study, trial, rung)
         sign = 1.0 if study.direction == StudyDirection.MINIMIZE else -1.0
         own = _score(trial.intermediate_values[rung], sign)
         others = [
@@ -47,6 +55,30 @@ class CyclePruner(BasePruner):
             if t.number != trial.number and _competes(t, rung)
         ]
         return not climbs(own, others, self.reduction_factor)
+
+
+def _runs_on(study: Study, trial: FrozenTrial, rung: int) -> bool:
+    if not math.isfinite(trial.intermediate_values[rung]):
+        return False
+    recipe = next(iter(spaces(trial)), None)
+    if recipe is None:
+        return True
+    role = role_of(study, trial._trial_id)
+    if role is not None:
+        later = [index for index, _ in recipe.rungs if index > rung]
+        return len(later) > 1 or (role == 0 and _is_small(study))
+    now = Snapshot(study.get_trials(deepcopy=False), study.directions)
+    known = search.learn(now, located(now, recipe), trial)
+    return known is None or known.promises(trial.number)
+
+
+#: Search trials, or full cycles, below which a budget is small.
+SMALL = 2 * len(REFINING)
+
+
+def _is_small(study: Study) -> bool:
+    settings = study.user_attrs.get(records.SETTINGS, {})
+    return (settings.get("trials") or settings.get("cycles") or math.inf) < SMALL
 
 
 def climbs(own: float, others: list[float], reduction_factor: int) -> bool:

@@ -156,8 +156,8 @@ class Settings(_Record):
             or seconds since the first trial began.
         seed: The study's; every run's seed follows from it.
         range_tests: Replicates wanted per context.
-        reduction_factor: η of the rungs.
-        base_sampler: ``tpe``, ``gp``, ``qmc``, ``cmaes`` or ``random``.
+        reduction_factor: η of successive halving; None: trials climb by the search's own model.
+        base_sampler: ``hpsched`` (its own model), ``tpe``, ``gp``, ``qmc``, ``cmaes``, ``random``.
         confirm_top, confirm_seeds: When the search ends, this many recipes are run again with
             this many fresh seeds each, as far as 30 % of the budget goes.
     """
@@ -168,8 +168,8 @@ class Settings(_Record):
     cycles: float | None = None
     timeout: float | None = None
     range_tests: int = 3
-    reduction_factor: int = 3
-    base_sampler: str = "tpe"
+    reduction_factor: int | None = None
+    base_sampler: str = "hpsched"
     confirm_top: int = 2
     confirm_seeds: int = 3
 

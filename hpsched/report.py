@@ -21,6 +21,7 @@ import plotly.offline
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from hpsched import evidence, figures, records
+from hpsched.coordinates import Coordinates
 from hpsched.errors import UsageError
 from hpsched.evidence import Evidence
 from hpsched.figure_data import ranked
@@ -28,7 +29,6 @@ from hpsched.figure_style import untitled
 from hpsched.ledger import Best, Candidate, Cost, Run, optimizer_name
 from hpsched.present import duration, mean_and_spread, number, rate_text, torch_snippet
 from hpsched.records import RecipeSpace, SweepRecord
-from hpsched.sampler import Coordinates
 from hpsched.summary import Summary
 
 TOP = 10  # recipes in the table

@@ -1,73 +1,44 @@
-"""``OneCycleSampler``: any Optuna sampler, searching where the range tests point.
+"""``OneCycleSampler``: searches one-cycle recipes from where the range tests point.
 
 A trial is drawn in two stages, because Optuna draws a trial's whole relative space at its first
 ``suggest_*``, when the user's own parameters and the context are not yet known:
 
 1. the user's parameters, by the base sampler as usual (ours are left out of its space);
-2. the recipe's six values, jointly, when the first of them is read.
+2. the recipe's six values, jointly, when the first of them is read: by our own model
+   (:mod:`hpsched.search`), or by the base sampler if one was given.
 
-In stage 2 the base sampler sees the study in *search coordinates*:
-
-=============  ===================================================================
-coordinate     meaning
-=============  ===================================================================
-rate           max_lr / centre of the trial's own context (so contexts compare)
-κ              weight_decay × effective rate × total_steps, where the effective
-               rate is max_lr / (1 − momentum) for SGD-like and max_lr for
-               Adam-like optimizers (docs/design.md)
-value          the result of the longest rung, moved to the scale of full cycles
-=============  ===================================================================
-
-What is stored are always the plain values under wide distributions that are the same in every
-trial.
+Both work in search coordinates (:mod:`hpsched.coordinates`): our own model directly, a base sampler
+on a view of the study. What is stored are always the plain values under wide distributions that
+are the same in every trial.
 """
 
 from __future__ import annotations
 
 import copy
-import itertools
-import math
-import statistics
 from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any, cast
 
+import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.samplers import BaseSampler
-from optuna.study import Study, StudyDirection
+from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from hpsched import evidence, lr_curve, records, refine
-from hpsched.errors import RecordError, UsageError
-from hpsched.evidence import Evidence
+from hpsched import records, search
+from hpsched.coordinates import (
+    LATER,
+    REFINING,
+    Coordinates,
+    Snapshot,
+    centred,
+    located,
+    spaces,
+)
+from hpsched.errors import UsageError
 from hpsched.records import RecipeSpace
 from hpsched.storage import exclusive
 
-#: The recipe that fast.ai made popular; the first real trial uses it at the proposed rate.
-STANDARD_RECIPE = {
-    "div_factor": 25.0,
-    "pct_start": 0.3,
-    "base_momentum": 0.85,
-    "max_momentum": 0.95,
-}
-#: κ ≤ 1 costs nothing on unlike tasks and helps a little; κ = 10 ruins.
-STANDARD_KAPPA = 0.3
-KAPPA_RANGE = (0.01, 5.0)
-#: Optimizers that add weight decay to the gradient they normalise: κ has no meaning for them.
-COUPLED = frozenset({"Adam", "NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta", "RMSprop"})
-COUPLED_DECAYS = (1e-6, 1e-2)
-COUPLED_DECAY = 1e-4
-#: Where in the belief about the best max_lr each refining trial lies: the centre, both flanks, and
-#: what is the centre by then, which is run in full (docs/calibration.md).
-REFINING = (0.5, 0.15, 0.85, 0.5)
-#: Those of them that each context after the first plays: first and last.
-LATER = (0, len(REFINING) - 1)
-#: Horizon assumed for κ when ``suggest_onecycle`` was not told total_steps.
-ASSUMED_STEPS = 1000
-#: Trials of a context before its window may widen towards a best one at its edge.
-TRIALS_BEFORE_WIDENING = 4
 #: Trials that samplers which fit a model to them are shown at most, and how many of these are the
 #: best ever; the others are the latest. More would cost time and teach little: TPE takes 25 at most
 #: for good ones and weighs the others the less the older they are, GP's cost is cubic. With 300, a
@@ -77,123 +48,16 @@ SHOWN, SHOWN_BEST = 300, 100
 MODELS = (optuna.samplers.TPESampler, optuna.samplers.GPSampler)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Coordinates:
-    """The map between a recipe's plain values and the base sampler's coordinates.
-
-    Attributes:
-        recipe: The space of the trial at hand.
-        centre: The context's proposed max_lr; 1 when there is no evidence.
-        window: (low, high) for max_lr.
-        momentum_name: ``momentum``, ``beta1`` or ``none``.
-        optimizer: Class name of the user's optimizer.
-        evidence: What centre and window follow from; None when there is none.
-    """
-
-    recipe: RecipeSpace
-    centre: float
-    window: tuple[float, float]
-    momentum_name: str
-    optimizer: str = ""
-    evidence: Evidence | None = None
-
-    @cached_property
-    def uses_kappa(self) -> bool:
-        """Whether weight decay is searched as κ: its range was left to us, and κ has a meaning."""
-        return self._free_decay and self.optimizer not in COUPLED
-
-    @property
-    def _free_decay(self) -> bool:
-        low, high, log = self.recipe.space.get("weight_decay", (1.0, 1.0, False))
-        return log and (low, high) == WEIGHT_DECAY_BOUNDS
-
-    def space(self) -> dict[str, BaseDistribution]:
-        """Parameter name → distribution in search coordinates."""
-        found: dict[str, BaseDistribution] = {}
-        for field in records.FIELDS:
-            if field in self.recipe.space:
-                low, high, log = self.recipe.space[field]
-                if field == "max_lr":
-                    low, high = (edge / self.centre for edge in self.window)
-                elif field == "weight_decay" and self._free_decay:
-                    low, high = KAPPA_RANGE if self.uses_kappa else COUPLED_DECAYS
-                found[self.recipe.name(field)] = FloatDistribution(low, high, log=log)
-        return found
-
-    def to_search(self, params: Mapping[str, Any]) -> dict[str, Any] | None:
-        """``params`` with the recipe's in search coordinates; None unless all are there."""
-        values = self.recipe.values(params)
-        if values is None:
-            return None
-        moved = dict(params)
-        if "max_lr" in self.recipe.space:
-            moved[self.recipe.name("max_lr")] = values["max_lr"] / self.centre
-        if self.uses_kappa:
-            moved[self.recipe.name("weight_decay")] = values["weight_decay"] * self._unit(values)
-        return moved
-
-    def from_search(self, params: Mapping[str, Any]) -> dict[str, float]:
-        """Field → plain value, within the stored bounds."""
-        values = {field: float(params[self.recipe.name(field)]) for field in self.recipe.space}
-        if "max_lr" in values:
-            values["max_lr"] *= self.centre
-        if self.uses_kappa:
-            values["weight_decay"] /= self._unit({**self.recipe.fixed, **values})
-        if "weight_decay" in values and self.evidence is not None:
-            rate = {**self.recipe.fixed, **values}["max_lr"]
-            values["weight_decay"] = min(values["weight_decay"], self.evidence.decay_limit / rate)
-        return {field: self._clip(field, value) for field, value in values.items()}
-
-    def standard(
-        self, kappa: float = STANDARD_KAPPA, max_lr: float | None = None
-    ) -> dict[str, float]:
-        """Field → value of the standard recipe, at the proposed rate unless told otherwise."""
-        wanted = {**STANDARD_RECIPE, "max_lr": max_lr or self.centre, **self.recipe.fixed}
-        values = {**wanted, "weight_decay": self.recipe.fixed.get("weight_decay", 0.0)}
-        if "weight_decay" in self.recipe.space:
-            values["weight_decay"] = (
-                COUPLED_DECAY if self.optimizer in COUPLED else kappa / self._unit(wanted)
-            )
-        return {field: self._clip(field, values[field]) for field in self.recipe.space}
-
-    def space_of(self, field: str) -> tuple[float, float, bool]:
-        """(low, high, log) of a field as it is searched."""
-        dist = cast(FloatDistribution, self.space()[self.recipe.name(field)])
-        return dist.low, dist.high, dist.log
-
-    def refining(self, k: int) -> float:
-        """max_lr of the k-th refining trial: a quantile of what is believed by then."""
-        assert self.evidence is not None
-        belief = refine.best_rate(self.evidence.start, self.evidence.runs)
-        edge = self.evidence.prior.lr_diverged or math.inf
-        rate = self.centre if k == 0 else belief.quantile(REFINING[k])
-        return self._clip("max_lr", min(rate, lr_curve.EDGE * edge))
-
-    def _unit(self, values: Mapping[str, float]) -> float:
-        """κ per weight decay: effective rate × total_steps."""
-        rate = values["max_lr"]
-        if self.momentum_name == "momentum":
-            rate /= 1 - values["base_momentum"]
-        return rate * (self.recipe.total_steps or ASSUMED_STEPS)
-
-    def _clip(self, field: str, value: float) -> float:
-        low, high, _ = self.recipe.space[field]
-        return min(max(value, low), high)
-
-
-#: The stored range of weight decay when the caller leaves it to us.
-WEIGHT_DECAY_BOUNDS = (1e-8, 1.0)
-
-
 class OneCycleSampler(BaseSampler):
-    """Samples one-cycle recipes inside the window that the range tests give.
+    """Samples one-cycle recipes from where the range tests point.
 
     Everything that workers share is read from the study; nothing but the draw of a trial in
     progress is kept here.
 
     Args:
-        base_sampler: Does the sampling; Optuna's TPE unless told otherwise. TPE, GP, QMC, CMA-ES
-            and random sampling are tested.
+        base_sampler: An Optuna sampler to draw the recipes instead of hpsched's own model; TPE, GP,
+            QMC, CMA-ES and random sampling are tested. By default the model draws them, and TPE
+            the user's own parameters, and everything in studies with several objectives.
         range_tests: Replicates of the range test wanted per context; 0 switches them off.
         seed: Seeds the base sampler made here and, in studies without stored settings, the runs.
 
@@ -211,6 +75,7 @@ class OneCycleSampler(BaseSampler):
         if range_tests < 0:
             raise UsageError(f"range_tests={range_tests!r}: a number of replicates, 0 or more.")
         self._base_sampler = base_sampler or optuna.samplers.TPESampler(seed=seed)
+        self.searches = base_sampler is None  # by our own model
         self.range_tests = range_tests
         self.seed = seed
         self._draws: dict[tuple[int, str], dict[str, float]] = {}
@@ -228,7 +93,7 @@ class OneCycleSampler(BaseSampler):
         space = self._base_sampler.infer_relative_search_space(view, trial)
         free = dict(space)
         for other in reversed(trials):  # hardly ever more than one of them has something to say
-            for name in (name for r in _spaces(other) for name in r.names):
+            for name in (name for r in spaces(other) for name in r.names):
                 free.pop(name, None)
             if not free:
                 break
@@ -249,7 +114,7 @@ class OneCycleSampler(BaseSampler):
         param_distribution: BaseDistribution,
     ) -> Any:
         """Stage 2 when the name belongs to the trial's recipe; else the base sampler's."""
-        for recipe in _spaces(trial):
+        for recipe in spaces(trial):
             if param_name in recipe.names:
                 return self._draw(study, trial, recipe)[param_name]
         return self._base_sampler.sample_independent(
@@ -275,15 +140,15 @@ class OneCycleSampler(BaseSampler):
             self._draws.pop(key, None)
         self._base_sampler.after_trial(study, trial, state, values)
 
-    def _snapshot(self, study: Study) -> _Snapshot:
+    def _snapshot(self, study: Study) -> Snapshot:
         most = SHOWN if isinstance(self._base_sampler, MODELS) else None
-        return _Snapshot(_trials(study), study.directions, most)
+        return Snapshot(_trials(study), study.directions, most)
 
     def _draw(self, study: Study, trial: FrozenTrial, recipe: RecipeSpace) -> dict[str, float]:
         key = (trial._trial_id, recipe.prefix)
         if key not in self._draws:
             now = self._snapshot(study)
-            where = _coordinates(now, recipe)
+            where = located(now, recipe)
             k = _refines(study, now.trials, trial, recipe, where)
             if k is not None:
                 values = where.standard(max_lr=where.refining(k) if where.evidence else None)
@@ -292,12 +157,21 @@ class OneCycleSampler(BaseSampler):
             ):  # with another recipe, whose result this would blur
                 values = where.standard()
             else:
-                values = where.from_search(self._sample(study, now, trial, where))
+                values = where.from_search(self._propose(study, now, trial, where))
             self._draws[key] = {recipe.name(field): v for field, v in values.items()}
         return self._draws[key]
 
+    def _propose(
+        self, study: Study, now: Snapshot, trial: FrozenTrial, where: Coordinates
+    ) -> dict[str, Any]:
+        known = search.learn(now, where, trial) if self.searches else None
+        if known is None:
+            return self._sample(study, now, trial, where)
+        seed = None if self.seed is None else records.derive_seed(self.seed, trial.number, "search")
+        return dict(known.propose(np.random.default_rng(seed)))
+
     def _sample(
-        self, study: Study, now: _Snapshot, trial: FrozenTrial, where: Coordinates
+        self, study: Study, now: Snapshot, trial: FrozenTrial, where: Coordinates
     ) -> dict[str, Any]:
         space = where.space()
         view = _view(study, lambda: _in_coordinates(now, where, space))
@@ -321,92 +195,8 @@ def find_sampler(study: Study) -> OneCycleSampler | None:
     return sampler
 
 
-def coordinates(
-    trials: Sequence[FrozenTrial],
-    recipe: RecipeSpace,
-    directions: Sequence[StudyDirection],
-) -> Coordinates:
-    """Where to search for this recipe, from the evidence of its context (or of all contexts).
-
-    The window widens by an octave at a time towards a best trial within half an octave of its
-    edge, so that a wrong window is left.
-    """
-    return _coordinates(_Snapshot(tuple(trials), tuple(directions)), recipe)
-
-
-def _coordinates(now: _Snapshot, recipe: RecipeSpace) -> Coordinates:
-    where = _centred(now, recipe)
-    if where.evidence is None:
-        return where
-    proposal = where.evidence.proposal
-    low, high, _ = recipe.space["max_lr"]
-    window = _widened((proposal.low, proposal.high), _best_lr(now, recipe))
-    window = (max(window[0], low), min(window[1], high))
-    if not window[0] < window[1]:  # the user's range lies beside the window: search the range
-        window = (low, high)
-    return replace(where, window=window)
-
-
-def _centred(now: _Snapshot, recipe: RecipeSpace) -> Coordinates:
-    """The coordinates, but with the whole range of max_lr as window."""
-    found = evidence.of(now.telling, recipe, now.directions)
-    low, high, _ = recipe.space.get("max_lr", (recipe.fixed.get("max_lr", 1.0),) * 2 + (True,))
-    if found is None or "max_lr" not in recipe.space:
-        centre = math.sqrt(low * high)
-        name = found.momentum_name if found else "momentum"
-        return Coordinates(
-            recipe=recipe,
-            centre=centre,
-            window=(low, high),
-            momentum_name=name,
-            optimizer=found.optimizer if found else "",
-        )
-    return Coordinates(
-        recipe=recipe,
-        centre=min(max(found.proposal.centre, low), high),
-        window=(low, high),
-        momentum_name=found.momentum_name,
-        optimizer=found.optimizer,
-        evidence=found,
-    )
-
-
-def full_scale_values(trials: Sequence[FrozenTrial]) -> dict[int, float]:
-    """Trial number → its longest rung's value, moved to the scale of the last rung.
-
-    Short cycles score worse than full ones for want of steps. What a rung adds is taken as the
-    median change over the trials that ran both it and the next one.
-    """
-    ladders = {t.number: ladder for t in trials if (ladder := t.intermediate_values)}
-    steps = sorted(set().union(*ladders.values()))
-    gain = {step: 0.0 for step in steps}
-    for lower, upper in zip(reversed(steps[:-1]), reversed(steps[1:]), strict=True):
-        changes = [
-            change
-            for ladder in ladders.values()
-            if lower in ladder
-            and upper in ladder
-            and math.isfinite(change := ladder[upper] - ladder[lower])
-        ]
-        gain[lower] = gain[upper] + (statistics.median(changes) if changes else 0.0)
-    return {
-        number: value
-        for number, ladder in ladders.items()
-        if math.isfinite(value := ladder[top := max(ladder)] + gain[top])
-    }
-
-
 def _trials(study: Study) -> list[FrozenTrial]:
     return study._get_trials(deepcopy=False, use_cache=False)
-
-
-@records.once_finished
-def _spaces(trial: FrozenTrial) -> tuple[RecipeSpace, ...]:
-    try:
-        return tuple(records.recipe_spaces(trial))
-    except RecordError as error:
-        evidence.warn_once(str(error))
-        return ()
 
 
 def _refines(
@@ -417,7 +207,7 @@ def _refines(
     where: Coordinates,
 ) -> int | None:
     """Which refining trial of its context this is, or None; workers that draw at once agree."""
-    main = next(iter(_spaces(trial)), recipe)
+    main = next(iter(spaces(trial)), recipe)
     many = len(study.directions) > 1
     if recipe.prefix != main.prefix or _free_role(trials, trial, recipe, where, many) is None:
         return None
@@ -452,7 +242,7 @@ def _free_role(
     for other in trials:
         k = other.user_attrs.get(records.REFINES)
         if k is not None and other.state != TrialState.FAIL and other.number != trial.number:
-            held.setdefault(next(iter(_spaces(other)), recipe).context_key, set()).add(k)
+            held.setdefault(next(iter(spaces(other)), recipe).context_key, set()).add(k)
     first = not held or recipe.context_key == next(iter(held))
     roles: Sequence[int] = range(len(REFINING)) if first else LATER
     if many or where.evidence is None or not recipe.rungs:
@@ -461,67 +251,13 @@ def _free_role(
     return next((k for k in roles if k not in taken), None)
 
 
-def _best_lr(now: _Snapshot, recipe: RecipeSpace) -> float | None:
-    """max_lr of the context's best trial so far; None while there are too few."""
-    name = recipe.name("max_lr")
-    ours = (
-        t.params[name]
-        for t in now.ranked
-        if name in t.params
-        and records.DIVERGED not in t.user_attrs
-        and any(r.context_key == recipe.context_key for r in _spaces(t))
-    )
-    best = list(itertools.islice(ours, TRIALS_BEFORE_WIDENING))
-    return float(best[0]) if len(best) == TRIALS_BEFORE_WIDENING else None
-
-
-def _widened(window: tuple[float, float], best_lr: float | None) -> tuple[float, float]:
-    low, high = window
-    if best_lr is not None:
-        while best_lr < low * math.sqrt(2):
-            low /= 2
-        while best_lr > high / math.sqrt(2):
-            high *= 2
-    return low, high
-
-
-@dataclass(frozen=True)
-class _Snapshot:
-    """A study's trials at one moment, and what follows from all of them: worked out once a draw."""
-
-    trials: Sequence[FrozenTrial]
-    directions: Sequence[StudyDirection]
-    most: int | None = None  # trials that the base sampler is shown; None: all
-
-    @cached_property
-    def telling(self) -> list[FrozenTrial]:
-        """Those that carry evidence: a handful per context."""
-        return [t for t in self.trials if evidence.bears(t)]
-
-    @cached_property
-    def ordinary(self) -> list[FrozenTrial]:
-        return [t for t in self.trials if not records.is_confirmation(t)]
-
-    @cached_property
-    def values(self) -> dict[int, float]:
-        """Trial number → value at full scale; none with several objectives."""
-        return full_scale_values(self.ordinary) if len(self.directions) == 1 else {}
-
-    @cached_property
-    def ranked(self) -> list[FrozenTrial]:
-        """The trials that have such a value, best first."""
-        maximize = self.directions[0] == StudyDirection.MAXIMIZE
-        known = [t for t in self.ordinary if t.number in self.values]
-        return sorted(known, key=lambda t: self.values[t.number], reverse=maximize)
-
-
-def _whole(now: _Snapshot) -> list[FrozenTrial]:
+def _whole(now: Snapshot) -> list[FrozenTrial]:
     """Trials that a base sampler may learn the user's own parameters from."""
     return _on_one_scale(now, lambda trial: trial.params if _has_all(trial) else None)
 
 
 def _in_coordinates(
-    now: _Snapshot, where: Coordinates, space: Mapping[str, BaseDistribution]
+    now: Snapshot, where: Coordinates, space: Mapping[str, BaseDistribution]
 ) -> list[FrozenTrial]:
     """Trials with this recipe's parameters, in search coordinates, inside the space.
 
@@ -536,12 +272,12 @@ def _in_coordinates(
 
     def params_of(trial: FrozenTrial) -> Mapping[str, Any] | None:
         recipe = where.recipe
-        for other in _spaces(trial):
+        for other in spaces(trial):
             if other.prefix == recipe.prefix:
                 recipe = other
                 break
         if recipe.context_key not in maps:
-            maps[recipe.context_key] = _centred(now, recipe)
+            maps[recipe.context_key] = centred(now, recipe)
         params = maps[recipe.context_key].to_search(trial.params)
         if params is None:
             return None
@@ -563,11 +299,11 @@ def _for_space(trial: FrozenTrial) -> FrozenTrial | None:
 
 
 def _has_all(trial: FrozenTrial) -> bool:
-    return all(r.values(trial.params) is not None for r in _spaces(trial))
+    return all(r.values(trial.params) is not None for r in spaces(trial))
 
 
 def _on_one_scale(
-    now: _Snapshot, params_of: Callable[[FrozenTrial], Mapping[str, Any] | None]
+    now: Snapshot, params_of: Callable[[FrozenTrial], Mapping[str, Any] | None]
 ) -> list[FrozenTrial]:
     """Copies of the trials with other params, and pruned ones as complete on the full scale.
 
@@ -584,7 +320,7 @@ def _on_one_scale(
         diverged = records.DIVERGED in trial.user_attrs
         value = _worst(now) if diverged else now.values.get(trial.number)
         if value is None:
-            return None if _spaces(trial) else _changed(trial, _params=params)
+            return None if spaces(trial) else _changed(trial, _params=params)
         return _changed(trial, _params=params, state=TrialState.COMPLETE, _values=[value])
 
     if single and now.most and len(now.ordinary) > now.most:
@@ -593,7 +329,7 @@ def _on_one_scale(
 
 
 def _best_and_latest(
-    now: _Snapshot, most: int, shown: Callable[[FrozenTrial], FrozenTrial | None]
+    now: Snapshot, most: int, shown: Callable[[FrozenTrial], FrozenTrial | None]
 ) -> list[FrozenTrial]:
     """``most`` of those to be shown, in the study's order."""
     found: dict[int, FrozenTrial] = {}
@@ -614,7 +350,7 @@ def _changed(trial: FrozenTrial, **attributes: Any) -> FrozenTrial:
     return moved
 
 
-def _worst(now: _Snapshot) -> float | None:
+def _worst(now: Snapshot) -> float | None:
     return now.values[now.ranked[-1].number] if now.ranked else None
 
 

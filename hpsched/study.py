@@ -20,6 +20,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 from hpsched import ledger, records
+from hpsched.coordinates import coordinates, spaces
 from hpsched.errors import (
     HpschedError,
     RecordError,
@@ -36,7 +37,8 @@ from hpsched.storage import open_storage
 DEFAULT_CYCLES = 20.0
 WORKER_GONE_SECONDS = 60.0
 
-BASE_SAMPLERS: dict[str, Callable[[int | None], BaseSampler]] = {
+SAMPLERS: dict[str, Callable[[int | None], BaseSampler | None]] = {
+    "hpsched": lambda seed: None,
     "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed),
     "gp": lambda seed: optuna.samplers.GPSampler(seed=seed),
     "qmc": lambda seed: optuna.samplers.QMCSampler(seed=seed, warn_independent_sampling=False),
@@ -58,9 +60,9 @@ def create_study(
     cycles: float | None = None,
     timeout: float | None = None,
     seed: int | None = None,
-    sampler: str = "tpe",
+    sampler: str = "hpsched",
     range_tests: int = 3,
-    reduction_factor: int = 3,
+    reduction_factor: int | None = None,
     confirm_top: int = 2,
     confirm_seeds: int = 3,
     skip_if_exists: bool = False,
@@ -77,9 +79,10 @@ def create_study(
             count with the steps they took. The default, with 20.
         timeout: Budget as seconds of wall time since the first trial began.
         seed: Every run's seed follows from it; drawn at random if not given.
-        sampler: Base sampler: ``tpe``, ``gp``, ``qmc``, ``cmaes`` or ``random``.
+        sampler: ``hpsched`` (its own model), ``tpe``, ``gp``, ``qmc``, ``cmaes`` or ``random``.
         range_tests: Replicates per context; 0 for none.
-        reduction_factor: η of the rungs.
+        reduction_factor: η of successive halving over the rungs; by default trials climb by the
+            search's own model.
         confirm_top, confirm_seeds: Recipes confirmed at the end, and fresh seeds for each.
         skip_if_exists: Return the existing study of that name instead of refusing.
 
@@ -153,7 +156,7 @@ def open_study(name: str, storage: str | None = None, *, heartbeat: bool = False
         ) from None
     settings = read_settings(study)
     study.sampler = make_sampler(settings)
-    study.pruner = CyclePruner(settings.reduction_factor if settings else 3)
+    study.pruner = CyclePruner(settings.reduction_factor if settings else None)
     return study
 
 
@@ -171,7 +174,7 @@ def make_sampler(settings: Settings | None, trial: int | None = None) -> OneCycl
     seed = None if trial is None else records.derive_seed(settings.seed, trial, "sampler")
     if settings.base_sampler == "qmc":  # one sequence, of which each trial takes the next point
         seed = records.derive_seed(settings.seed, "sampler")
-    base = BASE_SAMPLERS[settings.base_sampler](seed)
+    base = SAMPLERS[settings.base_sampler](seed)
     return OneCycleSampler(base, range_tests=settings.range_tests, seed=settings.seed)
 
 
@@ -202,8 +205,8 @@ def _settings(**values: Any) -> Settings:
     for key in limits:
         if not values[key] > 0:
             raise UsageError(f"{key}={values[key]!r}: a budget must be above 0.")
-    if values["base_sampler"] not in BASE_SAMPLERS:
-        raise UsageError(f"sampler={values['base_sampler']!r}: one of {', '.join(BASE_SAMPLERS)}.")
+    if values["base_sampler"] not in SAMPLERS:
+        raise UsageError(f"sampler={values['base_sampler']!r}: one of {', '.join(SAMPLERS)}.")
     if ":" not in values["objective"]:
         raise UsageError(
             f"objective={values['objective']!r}: write module:function, e.g. train:objective."
@@ -230,7 +233,7 @@ def confirm(study: Study, *, top: int = 2, seeds: int = 3) -> int:
         raise UsageError(f"top={top!r}, seeds={seeds!r}: both at least 1.")
     _check_single(study)
     runs = ledger.read_runs(study.get_trials(deepcopy=False))
-    chosen = ledger.rank(runs, study.direction, by_single_value=True)[:top]
+    chosen = ledger.rank(runs, study.direction, unconfirmed=True)[:top]
     if not chosen:
         raise UsageError(
             f"Study {study.study_name!r} has no finished full cycle to confirm: "
@@ -260,10 +263,31 @@ def best(study: Study) -> Best:
     _check_single(study)
     named = ledger.best_of(ledger.read_runs(study.get_trials(deepcopy=False)), study.direction)
     if named is None:
+        recipe = proposed(study)
+        so_far = f", but would try {_in_words(recipe)} next" if recipe else ""
         raise UsageError(
-            f"Study {study.study_name!r} has no finished full cycle yet: {_go_on(study)}."
+            f"Study {study.study_name!r} has no finished full cycle yet{so_far}: {_go_on(study)}."
         )
     return named
+
+
+def proposed(study: Study) -> dict[str, float] | None:
+    """The recipe to use if nothing more could be run: field → value; None without a range test.
+
+    It is the standard recipe at the rate that range tests and short cycles point to by now; it has
+    not been run itself.
+    """
+    trials = study.get_trials(deepcopy=False)
+    recipe = next((space for trial in trials for space in spaces(trial)), None)
+    if recipe is None:
+        return None
+    where = coordinates(trials, recipe, study.directions)
+    return {**recipe.fixed, **where.standard()} if where.evidence else None
+
+
+def _in_words(recipe: Mapping[str, float]) -> str:
+    named = ("max_lr", "weight_decay", "max_momentum", "base_momentum")
+    return ", ".join(f"{field} {recipe[field]:.3g}" for field in named)
 
 
 def _check_single(study: Study) -> None:

@@ -15,20 +15,20 @@ from typing import TYPE_CHECKING, Any
 import optuna
 from optuna.trial import BaseTrial
 
-from hpsched import evidence, lr_curve, records, schedules
-from hpsched.errors import TrainingError, UsageError
-from hpsched.records import CycleRecord, RecipeSpace, SweepRecord
-from hpsched.sampler import (
+from hpsched import evidence, lr_curve, records, schedules, search
+from hpsched.coordinates import (
     KAPPA_RANGE,
     REFINING,
     STANDARD_KAPPA,
     STANDARD_RECIPE,
     WEIGHT_DECAY_BOUNDS,
-    OneCycleSampler,
+    Snapshot,
     coordinates,
-    find_sampler,
-    role_of,
+    located,
 )
+from hpsched.errors import TrainingError, UsageError
+from hpsched.records import CycleRecord, RecipeSpace, SweepRecord
+from hpsched.sampler import OneCycleSampler, find_sampler, role_of
 
 if TYPE_CHECKING:
     from hpsched.cycle import Cycle, Outcome, ScheduleDriver
@@ -364,11 +364,17 @@ class OneCycle:
                 continue
             if trial.should_prune() and not self._settles():
                 raise optuna.TrialPruned(
-                    f"rung {rung} ({steps} steps) gave {record.value:.6g}: not in the best "
-                    "share of the trials that reached it"
+                    f"rung {rung} ({steps} steps) gave {record.value:.6g}: {self._why_it_ends()}"
                 )
             logger.info("trial %d: rung %d gave %.6g, climbs on", trial.number, rung, record.value)
         return value
+
+    def _why_it_ends(self) -> str:
+        if role_of(self._study_trial().study, self._study_trial()._trial_id) is not None:
+            return (
+                "told what the short cycles of this rate give; a later trial runs the best in full"
+            )
+        return "not likely enough to be the best"
 
     def _settles(self) -> bool:
         """Whether this is the refining trial that tries what was found at full length."""
@@ -388,9 +394,21 @@ class OneCycle:
         return record.value
 
     def _rungs(self) -> dict[int, int]:
-        """Index → steps, rising; with several objectives only the full cycle."""
-        several = len(self._study_trial().study.directions) > 1
-        return dict(self._recipe.rungs[-1:] if several else self._recipe.rungs)
+        """Index → steps, rising.
+
+        Only the full cycle with several objectives, or where short cycles have misled.
+        """
+        trial = self._study_trial()
+        every = self._recipe.rungs
+        if len(trial.study.directions) > 1:
+            return dict(every[-1:])
+        if len(every) == 1 or role_of(trial.study, trial._trial_id) is not None:
+            return dict(every)
+        now = Snapshot(trial.study.get_trials(deepcopy=False), trial.study.directions)
+        known = search.learn(now, located(now, self._recipe))
+        # What a trial put back in the queue has finished stays part of its ladder.
+        begun = any(key.startswith(records.RUNG) for key in trial.user_attrs)
+        return dict(every if begun or known is None or known.trusts_rungs else every[-1:])
 
     def _run_cycle(self, train: Train, kind: Any, rung: int, steps: int, key: str) -> CycleRecord:
         from hpsched.cycle import execute, free_memory

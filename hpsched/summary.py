@@ -13,6 +13,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from hpsched import evidence, records
+from hpsched.coordinates import Coordinates, coordinates
 from hpsched.ledger import (
     Best,
     Cost,
@@ -25,7 +26,6 @@ from hpsched.ledger import (
     total_cost,
 )
 from hpsched.records import Settings, WorkerRecord
-from hpsched.sampler import Coordinates, coordinates
 from hpsched.study import WORKER_GONE_SECONDS, live_workers, read_settings, read_workers
 
 

@@ -32,8 +32,8 @@ from optuna.trial import FixedTrial
 
 import hpsched
 from hpsched import proposal
+from hpsched.coordinates import STANDARD_RECIPE
 from hpsched.errors import TrainingError
-from hpsched.sampler import STANDARD_RECIPE
 from hpsched.suggest import find_lr
 from hpsched.worker import Worker
 from studies import mnist1d

@@ -12,7 +12,7 @@ from functools import cache
 import pytest
 
 MARIADB = ("127.0.0.1", 3306)
-BENCH = ("torch_lr_finder", "fastai", "lightning")
+BENCH = ("torch_lr_finder", "fastai", "lightning", "neps", "prodigyopt", "schedulefree", "smac")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 

@@ -172,9 +172,9 @@ def compare_defaults(train: object, total_steps: int, seeds: range) -> list[tupl
     """The standard recipe at rates people guess, over these seeds: (rate, mean ± spread)."""
     from optuna.trial import FixedTrial
 
+    from hpsched.coordinates import STANDARD_RECIPE
     from hpsched.errors import TrainingError
     from hpsched.ledger import Candidate
-    from hpsched.sampler import STANDARD_RECIPE
     from hpsched.suggest import suggest_onecycle
 
     rows = []

@@ -22,8 +22,8 @@ from hpsched.study import live_workers
 from hpsched.summary import Summary
 
 if TYPE_CHECKING:
+    from hpsched.coordinates import Coordinates
     from hpsched.cycle import Progress as CycleProgress
-    from hpsched.sampler import Coordinates
 
 
 def status_screen(summary: Summary) -> RenderableType:

@@ -86,9 +86,18 @@ def create(
         str | None, option(help="Budget: wall time from the first trial on, e.g. 8h.")
     ] = None,
     seed: Annotated[int | None, option(help="Default: drawn at random and stored.")] = None,
-    sampler: Annotated[str, option(help="Base sampler: tpe, gp, qmc, cmaes or random.")] = "tpe",
+    sampler: Annotated[
+        str,
+        option(help="What draws recipes: hpsched's own model, or tpe, gp, qmc, cmaes or random."),
+    ] = "hpsched",
     range_tests: Annotated[int, option(help="Range-test replicates per context.")] = 3,
-    reduction_factor: Annotated[int, option(help="Ratio of successive rungs.")] = 3,
+    reduction_factor: Annotated[
+        int | None,
+        option(
+            help="At each rung let the best 1 in this many climb (successive halving). "
+            "Default: those that the model gives a fair chance."
+        ),
+    ] = None,
     confirm_top: Annotated[int, option(help="Recipes to confirm at the end.")] = 2,
     confirm_seeds: Annotated[int, option(help="Fresh seeds for each of them.")] = 3,
     skip_if_exists: Annotated[

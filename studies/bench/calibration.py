@@ -35,15 +35,15 @@ from rich.table import Table
 
 import hpsched
 from hpsched import evidence, records
+from hpsched.coordinates import REFINING, STANDARD_RECIPE
 from hpsched.cycle import BLOCK
 from hpsched.divergence import should_stop
 from hpsched.errors import TrainingError, UsageError
 from hpsched.lr_curve import RangeTest
 from hpsched.proposal import pool
-from hpsched.sampler import REFINING, STANDARD_RECIPE
 from hpsched.suggest import find_lr
 from studies.bench.peers import peers, versions
-from studies.bench.tasks import TASKS, Task
+from studies.bench.tasks import CALIBRATED, TASKS, Task
 
 RESULTS = Path(__file__).parent / "results" / "calibration"
 SCORINGS = Path(__file__).parent / "scorings.jsonl"
@@ -53,9 +53,20 @@ COARSE_SEEDS = range(2)
 FINE_SEEDS = range(10)
 REACH = 5  # half-octaves measured on either side of the best
 PRE_STAGES = 20
-_RULES = ("lr_curve", "proposal", "refine", "evidence", "sampler", "pruner", "suggest")
+_RULES = (
+    "lr_curve",
+    "proposal",
+    "refine",
+    "evidence",
+    "coordinates",
+    "sampler",
+    "pruner",
+    "suggest",
+)
 SHARES = (9, 3)  # short cycles take total_steps / share
 REPLICATES = 3
+
+_NAMES = [task.name for task in CALIBRATED]
 
 Row = dict[str, Any]
 
@@ -387,7 +398,7 @@ def score_task(task: Task) -> Row:
 
 def score(split: str) -> Row:
     """Score all tasks of a split, and log it: reporting tasks only rarely."""
-    found = [score_task(task) for task in TASKS.values() if task.split == split]
+    found = [score_task(task) for task in CALIBRATED if task.split == split]
     over_tasks = {}
     for name in found[0]["rules"]:
         rows = [row["rules"][name] for row in found if row["rules"][name]["median"] is not None]
@@ -464,7 +475,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     measure = commands.add_parser("run", help="measure what is missing")
-    measure.add_argument("--tasks", nargs="*", choices=list(TASKS), default=list(TASKS))
+    measure.add_argument("--tasks", nargs="*", choices=_NAMES, default=_NAMES)
     measure.add_argument("--processes", type=int, default=2)
     measure.add_argument(
         "--no-studies", action="store_true", help="only what does not depend on the rules"

@@ -1,0 +1,131 @@
+"""Races as rows of JSON lines: run what is missing, several at once, and keep each as it comes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import optuna
+
+import hpsched
+from studies.bench.methods import METHODS
+from studies.bench.race import Race, scored
+from studies.bench.search_peers import PACKAGES, PEERS
+from studies.bench.tasks import TASKS
+
+ALL = {**METHODS, **PEERS}
+RESULTS = Path(__file__).parent / "results" / "search"
+#: Seeds that each recipe a race named is run again with; the same for all methods.
+FRESH_SEEDS = range(1_000_000, 1_000_005)
+
+Row = dict[str, Any]
+
+
+class Job(NamedTuple):
+    """One race: what it is, and the key of its row."""
+
+    task: str
+    method: str
+    seed: int
+    workers: int
+    budget: float
+
+
+def fingerprint() -> str:
+    """Of hpsched's search code: its rows hold for this code alone."""
+    folder = Path(hpsched.__file__).parent
+    skip = {"report", "figures", "present", "doctor", "dashboard_figures", "summary"}
+    files = sorted(p for p in folder.glob("*.py") if p.stem not in skip and "figure" not in p.stem)
+    return hashlib.blake2b(b"".join(p.read_bytes() for p in files), digest_size=6).hexdigest()
+
+
+def run_job(job: Job) -> Row:
+    """Run the race, and each recipe it named again on fresh seeds and unseen data."""
+    warnings.simplefilter("ignore")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    task = TASKS[job.task]
+    race = Race(task, job.seed, job.budget, job.workers)
+    begun = time.perf_counter()
+    ALL[job.method](race)
+    wall = time.perf_counter() - begun
+    tested: dict[str, list[float]] = {}
+    named = []
+    for cost, when, recipe in race.named:
+        key = json.dumps(recipe, sort_keys=True)
+        if key not in tested:
+            tested[key] = scored(race.task, recipe, FRESH_SEEDS)
+        named.append(
+            {
+                "cost": round(cost, 4),
+                "time": round(when, 4),
+                "recipe": {field: float(f"{value:.6g}") for field, value in recipe.items()},
+                "scores": [float(f"{s:.6g}") if math.isfinite(s) else None for s in tested[key]],
+            }
+        )
+    package = [PACKAGES[job.method]] if job.method in PACKAGES else []
+    return {
+        **job._asdict(),
+        "rules": fingerprint() if job.method.startswith("hpsched") else None,
+        "cost": round(race.cost, 4),
+        "runs": race.runs,
+        "wall": round(wall, 3),
+        "training": round(race.seconds, 3),
+        "named": named,
+        "versions": {name: version(name) for name in ("hpsched", "optuna", "torch", *package)},
+    }
+
+
+@dataclass(frozen=True)
+class Results:
+    """Rows in a folder, a file for each task."""
+
+    folder: Path = RESULTS
+
+    def __iter__(self) -> Iterator[Row]:
+        for path in sorted(self.folder.glob("*.jsonl")):
+            for line in path.read_text(encoding="utf-8").splitlines():
+                try:
+                    yield json.loads(line)
+                except ValueError:  # cut short by an interruption: the race runs again
+                    continue
+
+    def current(self) -> list[Row]:
+        """The rows that hold for the code as it is."""
+        rules = fingerprint()
+        return [row for row in self if row["rules"] in (None, rules)]
+
+    def run(self, jobs: Sequence[Job], processes: int, done: Callable[[Row], None]) -> int:
+        """Run the jobs that have no row yet; ``done`` is called with each new row.
+
+        Returns how many had one.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        there = {key(row) for row in self.current()}
+        missing = [job for job in jobs if job not in there]
+        with ProcessPoolExecutor(processes) as pool:
+            futures = [pool.submit(run_job, job) for job in missing]
+            try:
+                for future in as_completed(futures):
+                    row = future.result()
+                    path = self.folder / f"{row['task']}.jsonl"
+                    with path.open("a", encoding="utf-8") as file:
+                        file.write(json.dumps(row) + "\n")
+                    done(row)
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+        return len(jobs) - len(missing)
+
+
+def key(row: Row) -> Job:
+    """The job whose row this is."""
+    return Job(**{name: row[name] for name in Job._fields})

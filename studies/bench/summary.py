@@ -1,0 +1,175 @@
+"""What the races say: cost to a target, quality at a budget, and how sure that is.
+
+The *target* of a task is the level of TPE + Hyperband's incumbents (wide range) after
+:data:`TARGET_RUNS` full runs: the median over its seeds of the mean test score. A recipe is there
+when its own mean, on the same fresh seeds, is no worse than that by more than the standard
+deviation between seeds, the line that docs/calibration.md draws around its best rates. A race has
+reached it at the cost from which on every recipe it names is there.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+TARGET_METHOD = "hyperband-wide"
+TARGET_RUNS = 40.0
+OURS = "hpsched"
+BUDGETS = (5.0, 10.0, 20.0, 40.0)
+RESAMPLES = 2000
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What counts as good on a task: a mean test score of ``level``, or ``tolerance`` worse."""
+
+    level: float
+    tolerance: float
+
+    def met(self, mean: float) -> bool:
+        """Whether a recipe with this mean test score is there."""
+        return mean <= self.level + self.tolerance
+
+
+def mean(scores: Sequence[float | None]) -> float:
+    """Mean test score; inf when a run diverged."""
+    return statistics.fmean(math.inf if score is None else score for score in scores)
+
+
+def at(row: Row, budget: float) -> list[float | None] | None:
+    """Test scores of the recipe that the race would have named after ``budget`` full runs."""
+    found = [named["scores"] for named in row["named"] if named["cost"] <= budget]
+    return found[-1] if found else None
+
+
+def target(rows: Iterable[Row]) -> Target:
+    """The target of a task, from the rows of :data:`TARGET_METHOD` on it."""
+    found = [
+        scores
+        for row in rows
+        if row["method"] == TARGET_METHOD and (scores := at(row, TARGET_RUNS)) is not None
+    ]
+    finite = [s for s in found if None not in s]
+    noise = statistics.median(statistics.stdev(s) for s in finite)  # type: ignore[type-var]
+    level = statistics.median(mean(scores) for scores in found)
+    return Target(level, noise)
+
+
+def cost_to(row: Row, wanted: Target, key: str = "cost") -> float:
+    """Full runs spent (or, by ``key="time"``, elapsed) until the target is reached for good."""
+    reached = math.inf
+    for named in row["named"]:
+        if named["cost"] > row["budget"] * 1.02:
+            break
+        if not wanted.met(mean(named["scores"])):
+            reached = math.inf
+        elif math.isinf(reached):
+            reached = named[key]
+    return float(reached)
+
+
+def interval(
+    values: Sequence[float], of: Callable[[Any], Any] = np.median, seed: int = 0
+) -> tuple[float, float]:
+    """Bootstrap 95 % interval of a statistic."""
+    rng = np.random.default_rng(seed)
+    data = np.asarray(values)
+    draws = [of(data[rng.integers(0, len(data), len(data))]) for _ in range(RESAMPLES)]
+    low, high = np.quantile(draws, [0.025, 0.975], method="nearest")
+    return float(low), float(high)
+
+
+def summarise(rows: Sequence[Row]) -> dict[str, Any]:
+    """All that the documentation says, from the rows of one worker, task by task and over tasks.
+
+    Costs are in full runs, misses infinite (``null``); ``quality`` is the distance of the named
+    recipe's mean test score from the target's level, in tolerances, at each of :data:`BUDGETS`.
+    """
+    alone = [row for row in rows if row["workers"] == 1]
+    tasks = sorted({row["task"] for row in alone})
+    targets = {task: target([r for r in alone if r["task"] == task]) for task in tasks}
+    found: dict[str, Any] = {
+        "seeds": len({row["seed"] for row in alone}),
+        "targets": {task: asdict(wanted) for task, wanted in targets.items()},
+        "methods": {},
+        "parallel": {},
+    }
+    for method in sorted({row["method"] for row in alone}):
+        found["methods"][method] = {
+            task: _on_task([r for r in alone if r["task"] == task], method, targets[task])
+            for task in tasks
+            if any(r["task"] == task and r["method"] == method for r in alone)
+        }
+    for workers in sorted({row["workers"] for row in rows} - {1}):
+        several = [row for row in rows if row["workers"] == workers]
+        found["parallel"][workers] = {
+            task: finite(float(np.median(times)))
+            for task in tasks
+            if (times := [cost_to(r, targets[task], "time") for r in several if r["task"] == task])
+        }
+    return found
+
+
+def _on_task(rows: Sequence[Row], method: str, wanted: Target) -> dict[str, Any]:
+    long = [row for row in rows if row["budget"] == max(r["budget"] for r in rows)]
+    mine = {row["seed"]: row for row in long if row["method"] == method}
+    ours = {row["seed"]: row for row in long if row["method"] == OURS}
+    costs = [cost_to(row, wanted) for row in mine.values()]
+    low, high = interval(costs)
+    paired = [(cost_to(mine[s], wanted), cost_to(ours[s], wanted)) for s in mine if s in ours]
+    wins, losses = sum(c > o for c, o in paired), sum(c < o for c, o in paired)
+    test = stats.binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
+    return {
+        "seeds": len(mine),
+        "cost": finite(float(np.median(costs))),
+        "interval": [finite(low), finite(high)],
+        "solved": sum(map(math.isfinite, costs)) / len(costs),
+        "ours_cheaper": wins,
+        "ours_dearer": losses,
+        "p": float(test),
+        "quality": {f"{b:g}": _quality(rows, method, wanted, b) for b in BUDGETS},
+        "seconds": float(np.median([row["wall"] - row["training"] for row in mine.values()])),
+    }
+
+
+def _quality(rows: Sequence[Row], method: str, wanted: Target, budget: float) -> dict[str, Any]:
+    """Of those rows that were run with this budget, or with the smallest beyond it."""
+    enough = [r["budget"] for r in rows if r["method"] == method and r["budget"] >= budget]
+    if not enough:
+        return {"median": None, "interval": [None, None]}
+    scores = [
+        at(row, budget * 1.02)
+        for row in rows
+        if row["method"] == method and row["budget"] == min(enough)
+    ]
+    gaps = [(math.inf if s is None else mean(s) - wanted.level) / wanted.tolerance for s in scores]
+    low, high = interval(gaps)
+    return {"median": finite(float(np.median(gaps))), "interval": [finite(low), finite(high)]}
+
+
+def finite(value: float) -> float | None:
+    """The value, for JSON; None if it is infinite."""
+    return round(value, 4) if math.isfinite(value) else None
+
+
+def ratio(found: dict[str, Any], method: str) -> tuple[float, list[float]]:
+    """Median over tasks, and by task, of a method's median cost as a multiple of ours.
+
+    Inf where only the method misses the target, 0 where only we do, left out where both do.
+    """
+    each = []
+    for task, row in found["methods"][method].items():
+        theirs, ours = row["cost"], found["methods"][OURS][task]["cost"]
+        if theirs is not None or ours is not None:
+            each.append(
+                math.inf if theirs is None else 0.0 if ours is None else theirs / max(ours, 1e-9)
+            )
+    return (float(np.median(each)) if each else math.nan), each
