@@ -9,7 +9,7 @@ from __future__ import annotations
 import html
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -68,6 +68,7 @@ def render_report(summary: Summary) -> str:
             warnings=_warnings(summary),
             spent=_spent(summary),
             saved=_saved(summary),
+            findings=_sentences(summary.findings),
             groups=list(_groups(summary)),
             top=_top(summary),
             settings=_settings(summary),
@@ -112,7 +113,7 @@ def _result(best: Best) -> str:
     if best.confirmed:
         seeds = "one fresh seed" if best.seeds == 1 else f"{best.seeds} fresh seeds"
         return f"The best recipe reaches {mean_and_spread(best)} over {seeds}"
-    return f"The best recipe so far reached {number(best.mean)} with one seed, not yet confirmed"
+    return f"The most promising recipe reached {number(best.mean)} with one seed, not yet confirmed"
 
 
 def _comparison(best: Best) -> str:
@@ -157,7 +158,7 @@ def _next_step(summary: Summary) -> _Step | None:
     if best is None:
         why = "There is no finished full cycle: let the search run on."
     elif not best.confirmed and _is_done(summary):
-        why = "The best value is of one seed, and the best of many: run it again on fresh seeds."
+        why = "Its value is of one seed, one of those it was chosen by: run it on fresh seeds."
     else:
         why = "The search is not finished: the best recipe may still change."
     return _Step(why=why, code=summary.next_command if summary.settings else _plain_code(best))
@@ -174,6 +175,10 @@ def _plain_code(best: Best | None) -> str:
     if best is None:
         return "study.optimize(objective, n_trials=20)"
     return "queued = hpsched.confirm(study)\nstudy.optimize(objective, n_trials=queued)"
+
+
+def _sentences(texts: Sequence[str]) -> list[str]:
+    return [f"{text[:1].upper()}{text[1:]}." for text in texts]
 
 
 def _warnings(summary: Summary) -> list[str]:
@@ -207,7 +212,7 @@ def _field_row(
         searched = f"{number(low)} to {number(high)}{', log scale' if log else ''}"
         if field == "max_lr" and window:
             low, high = window.window
-            searched = f"{number(low)} to {number(high)}, from {_source(window)}"
+            searched = f"about {number(low)} to {number(high)}, from {_source(window)}"
         elif field == "weight_decay" and window and window.uses_kappa:
             searched = "scaled to rate and steps"
     return _row(field, number(best.recipe[field]), searched)
@@ -277,6 +282,8 @@ def _top(summary: Summary) -> dict[str, Any] | None:
     heads = ["rank", "trial", "value", "seeds", "found with", *records.FIELDS, *own]
     rows = [[str(rank), *_top_row(c, own)] for rank, c in enumerate(chosen, 1)]
     note = (
+        "Recipes with fresh seeds stand first, in the order of their means; the others in that of "
+        "what the search expects of them, which is not that of the single values. "
         "Value: mean ± standard deviation over the fresh seeds, or the one value there is. "
         "Found with: the value of the run that recommended the recipe."
     )

@@ -59,7 +59,8 @@ class OneCycleSampler(BaseSampler):
             QMC, CMA-ES and random sampling are tested. By default the model draws them, and TPE
             the user's own parameters, and everything in studies with several objectives.
         range_tests: Replicates of the range test wanted per context; 0 switches them off.
-        seed: Seeds the base sampler made here and, in studies without stored settings, the runs.
+        seed: Seeds the draws and, in studies without stored settings, the runs.
+        draw_seed: Seeds the TPE made here instead, for a sampler that draws a single trial.
 
     Raises:
         UsageError: ``range_tests`` is negative.
@@ -71,10 +72,12 @@ class OneCycleSampler(BaseSampler):
         *,
         range_tests: int = 3,
         seed: int | None = None,
+        draw_seed: int | None = None,
     ) -> None:
         if range_tests < 0:
             raise UsageError(f"range_tests={range_tests!r}: a number of replicates, 0 or more.")
-        self._base_sampler = base_sampler or optuna.samplers.TPESampler(seed=seed)
+        tpe_seed = seed if draw_seed is None else draw_seed
+        self._base_sampler = base_sampler or optuna.samplers.TPESampler(seed=tpe_seed)
         self.searches = base_sampler is None  # by our own model
         self.range_tests = range_tests
         self.seed = seed

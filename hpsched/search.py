@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float64]
 
-__all__ = ["Search", "expected", "learn"]
+__all__ = ["Search", "expected", "learn", "of_study"]
 
 #: Field → width, relevance, certainty: how far from the first guess one would look (octaves,
 #: decades, plain), how much that is expected to matter, and how much worse it is expected to be (in
@@ -45,6 +45,7 @@ WIDTHS: Mapping[str, tuple[float, float, float]] = {
 }
 BASE = {"max_lr": 2.0, "weight_decay": 10.0, "div_factor": 2.0}  # of the logarithm it is seen in
 DECAY_WIDTH = 1.0  # decades, of weight decay that is not searched as κ
+PLAIN = 4.0  # widths of a range that is searched on a linear scale
 LOST = 5.0  # without a reliable range test the window is this many widths
 OWN, OWN_RELEVANCE = 3.0, 1.0  # widths that the range of a user's own parameter spans
 #: Where the first guess moves when a study's cycles get worse with length, which is overfitting:
@@ -115,12 +116,22 @@ class Axes:
         return np.asarray(self._scaled(values)[0])
 
     @cached_property
+    def bases(self) -> tuple[float | None, ...]:
+        """Base of the logarithm that each field is seen in; None where it is seen as it is."""
+        logs = (self.where.space_of(field)[2] for field in self.fields)
+        return tuple(BASE.get(f) if log else None for f, log in zip(self.fields, logs, strict=True))
+
+    @cached_property
     def width(self) -> Array:
         """A prior width of each field, on its scale."""
         found = dict(zip(self.fields, (WIDTHS[field][0] for field in self.fields), strict=True))
         evidence = self.where.evidence
         if "weight_decay" in found and not self.where.uses_kappa:
             found["weight_decay"] = DECAY_WIDTH
+        for field, base in zip(self.fields, self.bases, strict=True):
+            if field in BASE and base is None:  # a linear range, as from 0 on
+                low, high, _ = self.where.space_of(field)
+                found[field] = (high - low) / PLAIN
         if "max_lr" in found and not (evidence and evidence.proposal.reliable):
             octaves = math.log2(self.where.window[1] / self.where.window[0])
             found["max_lr"] = max(found["max_lr"], octaves / LOST)
@@ -143,11 +154,14 @@ class Axes:
         moves = np.array([OVERFITTING.get(field, 0.0) for field in self.fields])
         return np.concatenate([moves / self.width, np.zeros(len(self.place_own({})))])
 
-    def place(self, params: Mapping[str, Any]) -> tuple[float, ...]:
-        """Widths from the first guess, of parameters in search coordinates."""
-        values = np.array([[params[self.where.recipe.name(field)] for field in self.fields]])
-        z = (self._scaled(values)[0] - self.guess) / self.width
-        return (*map(float, z), *self.place_own(params))
+    def places(self, params: Sequence[Mapping[str, Any]]) -> list[tuple[float, ...]]:
+        """Widths from the first guess, of trials' parameters in search coordinates."""
+        if not params:
+            return []
+        names = [self.where.recipe.name(field) for field in self.fields]
+        z = self.back(np.array([[one[name] for name in names] for one in params]))
+        own = map(self.place_own, params)
+        return [(*row, *theirs) for row, theirs in zip(z.tolist(), own, strict=True)]
 
     def place_own(self, params: Mapping[str, Any]) -> tuple[float, ...]:
         """The user's own parameters; 0 for those the trial does not have."""
@@ -164,8 +178,8 @@ class Axes:
         """Search coordinates (m, fields) of such places, moved into the bounds."""
         scaled = self.guess + self.width * z
         columns = [
-            BASE[field] ** scaled[:, i] if field in BASE else scaled[:, i]
-            for i, field in enumerate(self.fields)
+            scaled[:, i] if base is None else base ** scaled[:, i]
+            for i, base in enumerate(self.bases)
         ]
         values = np.stack(columns, axis=1)
         free = [i for i, field in enumerate(self.fields) if field != "max_lr"]
@@ -182,9 +196,9 @@ class Axes:
 
     def _scaled(self, values: Array) -> Array:
         columns = []
-        for i, field in enumerate(self.fields):
+        for i, (field, base) in enumerate(zip(self.fields, self.bases, strict=True)):
             column = values[:, i] * self._effective(values) if field == "max_lr" else values[:, i]
-            columns.append(np.log(column) / math.log(BASE[field]) if field in BASE else column)
+            columns.append(column if base is None else np.log(column) / math.log(base))
         return np.stack(columns, axis=1)
 
     def _effective(self, values: Array) -> Array:
@@ -256,18 +270,31 @@ class Search:
 
     def propose(self, rng: np.random.Generator) -> dict[str, float]:
         """Search coordinates of the recipe to try next: the largest expected improvement."""
-        values = self._candidates(rng)
-        pick = 0
-        if self.belief is not None:
-            places = self.axes.back(values)
-            own = np.tile(self.own, (len(places), 1))
-            mean, _ = self.belief(self._relative([s.z for s in self.seen]))
-            at = self._with_pending()(np.hstack([places, own]) - self._offset)
-            pick = int(surrogate.expected_improvement(*at, float(mean.min())).argmax())
+        values, gains = self._gains(rng)
+        pick = int(gains.argmax())
         recipe = self.axes.where.recipe
         found = {recipe.name(f): float(values[pick, i]) for i, f in enumerate(self.axes.fields)}
         fixed = {name: d.low for name, d in self.axes.where.space().items() if name not in found}  # type: ignore[attr-defined]
         return {**fixed, **found}
+
+    def outlook(self, rng: np.random.Generator) -> float | None:
+        """What the next recipe is expected to gain over the best, in noise between seeds.
+
+        None before the first full run.
+        """
+        if self.belief is None or not any(s.level == 0 for s in self.seen):
+            return None
+        return float(self._gains(rng)[1].max()) / self.belief.noise
+
+    def _gains(self, rng: np.random.Generator) -> tuple[Array, Array]:
+        """Candidates (m, fields), and what each is expected to gain over the best place seen."""
+        values = self._candidates(rng)
+        if self.belief is None:
+            return values, -np.arange(len(values), dtype=float)
+        places = self.axes.back(values)
+        own = np.tile(self.own, (len(places), 1))
+        mean, sd = self._with_pending()(np.hstack([places, own]) - self._offset)
+        return values, surrogate.expected_improvement(mean, sd, float(self._tried.min()))
 
     def _candidates(self, rng: np.random.Generator) -> Array:
         """Values to choose from: about the first guess, anywhere, and near the best so far."""
@@ -279,8 +306,7 @@ class Search:
         ]
         if self.belief is not None:
             tried = np.array([s.z for s in self.seen])
-            mean, _ = self.belief(tried - self._offset)
-            best = tried[np.argsort(mean, kind="stable")[:BEST], :n]
+            best = tried[np.argsort(self._tried, kind="stable")[:BEST], :n]
             near = best[rng.integers(0, len(best), CANDIDATES)]
             drawn.append(near + NEAR * rng.standard_normal(near.shape))
         return axes.values(np.concatenate(drawn))
@@ -297,6 +323,12 @@ class Search:
         """Score of the longest short cycle and of the full one, of the trials that have both."""
         short = {s.number: s.score for s in self.seen if s.level == 1}
         return [(short[s.number], s.score) for s in self.seen if s.level == 0 and s.number in short]
+
+    @cached_property
+    def _tried(self) -> Array:
+        """Expected full score at every place that was seen."""
+        assert self.belief is not None
+        return self.belief(self._relative([s.z for s in self.seen]))[0]
 
     @cached_property
     def _offset(self) -> Array:
@@ -349,35 +381,49 @@ def learn(now: Snapshot, where: Coordinates, trial: FrozenTrial | None = None) -
     axes = Axes(where, own)
     if not axes.fields:
         return None
-    maps = {recipe.context_key: where}
     sign = 1.0 if now.directions[0] == StudyDirection.MINIMIZE else -1.0
-    seen: list[Seen] = []
-    pending = []
+    contexts = {recipe.context_key: axes}  # each has a first guess of its own
+    told: dict[str, list[tuple[FrozenTrial, RecipeSpace, dict[str, Any]]]] = {}
     for other in trials:
         space = next((s for s in spaces(other) if s.prefix == recipe.prefix), recipe)
-        if space.context_key not in maps:
-            maps[space.context_key] = centred(now, space)
-        params = maps[space.context_key].to_search(other.params)
-        if params is None:
-            continue
-        z = axes.place({**other.params, **params})
-        number = int(other.user_attrs.get(records.CONFIRMS, other.number))
-        found = [Seen(number, z, level, sign * score) for level, score in _scores(other, space)]
-        seen += [s._replace(score=math.inf) if math.isinf(s.score) else s for s in found]
-        running = other.state == TrialState.RUNNING and (
-            trial is None or other.number != trial.number
+        key = space.context_key
+        if key not in contexts:
+            contexts[key] = Axes(centred(now, space), own)
+        params = contexts[key].where.to_search(other.params)
+        if params is not None and contexts[key].fields == axes.fields:
+            told.setdefault(key, []).append((other, space, {**other.params, **params}))
+    places = {
+        one.number: (one, space, z)
+        for key, ours in told.items()
+        for (one, space, _), z in zip(
+            ours, contexts[key].places([params for *_, params in ours]), strict=True
         )
-        if running and not any(s.level == 0 for s in found):
+    }
+    seen: list[Seen] = []
+    pending, mine = [], trial.number if trial else None
+    for number in sorted(places):
+        other, space, z = places[number]
+        whose = int(other.user_attrs.get(records.CONFIRMS, number))
+        scores = [(level, sign * score) for level, score in _scores(other, space)]
+        seen += [Seen(whose, z, level, abs(s) if math.isinf(s) else s) for level, s in scores]
+        running = other.state == TrialState.RUNNING and other.number != mine
+        if running and not any(level == 0 for level, _ in scores):
             pending.append(z)
-    return Search(axes, tuple(seen), tuple(pending), axes.place_own(trial.params if trial else {}))
+    own_place = axes.place_own(trial.params if trial else {})
+    return Search(axes, tuple(seen), tuple(pending), own_place)
 
 
 def expected(trials: Sequence[FrozenTrial], direction: StudyDirection) -> dict[int, float]:
     """Trial number → expected score (lower is better), of the trials that ran in full."""
-    now = Snapshot(trials, (direction,))
-    recipe = next((space for t in trials for space in spaces(t)), None)
-    search = learn(now, located(now, recipe)) if recipe is not None else None
+    search = of_study(trials, direction)
     return search.expected if search else {}
+
+
+def of_study(trials: Sequence[FrozenTrial], direction: StudyDirection) -> Search | None:
+    """The search of a study's first recipe; None before one was asked for."""
+    now = Snapshot(trials, (direction,))
+    recipe = next((space for trial in trials for space in spaces(trial)), None)
+    return learn(now, located(now, recipe)) if recipe is not None else None
 
 
 def _telling(now: Snapshot) -> list[FrozenTrial]:
@@ -385,7 +431,10 @@ def _telling(now: Snapshot) -> list[FrozenTrial]:
     trials = [t for t in now.trials if t.state not in (TrialState.WAITING, TrialState.FAIL)]
     if len(trials) <= MOST:
         return trials
-    chosen = {t.number for t in now.ranked[: MOST // 2]}
+    sign = 1.0 if now.directions[0] == StudyDirection.MINIMIZE else -1.0
+    known = {t.number: now.values.get(t.number, t.value) for t in trials if t.state.is_finished()}
+    values = {number: sign * value for number, value in known.items() if value is not None}
+    chosen = set(sorted(values, key=lambda number: values[number])[: MOST // 2])
     for one in reversed(trials):
         if len(chosen) == MOST:
             break

@@ -175,7 +175,9 @@ def make_sampler(settings: Settings | None, trial: int | None = None) -> OneCycl
     if settings.base_sampler == "qmc":  # one sequence, of which each trial takes the next point
         seed = records.derive_seed(settings.seed, "sampler")
     base = SAMPLERS[settings.base_sampler](seed)
-    return OneCycleSampler(base, range_tests=settings.range_tests, seed=settings.seed)
+    return OneCycleSampler(
+        base, range_tests=settings.range_tests, seed=settings.seed, draw_seed=seed
+    )
 
 
 def read_settings(study: Study) -> Settings | None:
@@ -264,9 +266,9 @@ def best(study: Study) -> Best:
     named = ledger.best_of(ledger.read_runs(study.get_trials(deepcopy=False)), study.direction)
     if named is None:
         recipe = proposed(study)
-        so_far = f", but would try {_in_words(recipe)} next" if recipe else ""
+        so_far = f"; as far as it knows, {_in_words(recipe)} is best" if recipe else ""
         raise UsageError(
-            f"Study {study.study_name!r} has no finished full cycle yet{so_far}: {_go_on(study)}."
+            f"Study {study.study_name!r} has no finished full cycle yet{so_far}. To go on: {_go_on(study)}."
         )
     return named
 

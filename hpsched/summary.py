@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
@@ -26,7 +27,11 @@ from hpsched.ledger import (
     total_cost,
 )
 from hpsched.records import Settings, WorkerRecord
+from hpsched.search import of_study
 from hpsched.study import WORKER_GONE_SECONDS, live_workers, read_settings, read_workers
+
+#: Of the noise between seeds: what the next recipe must be expected to gain to be worth its cost.
+SETTLED = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +61,7 @@ class Summary:
         best: The best recipe so far, or None.
         progress: Share of the budget spent, 0 to 1; None without settings.
         eta: Seconds the rest of the budget takes at the pace so far, or None.
+        findings: Why the best is the best, what short cycles are worth, whether to search on.
         warnings: What the user should know.
         next_command: What to do next.
     """
@@ -77,6 +83,7 @@ class Summary:
     best: Best | None
     progress: float | None
     eta: float | None
+    findings: tuple[str, ...] = ()
     warnings: tuple[str, ...] = field(default=())
     next_command: str = ""
 
@@ -137,6 +144,7 @@ def summarise(study: Study, now: float | None = None) -> Summary:
         best=named,
         progress=progress,
         eta=_eta(runs, progress, now),
+        findings=tuple(_findings(runs, study.directions, named)),
         warnings=tuple(_warnings(runs, windows, workers, named, now)),
         next_command=_next_command(study, settings, runs, workers, is_over, now),
     )
@@ -229,6 +237,47 @@ def _warnings(
             )
     if named and named.significant is False:
         yield "the best recipe is not significantly better than the runner-up: either will do"
+
+
+def _findings(
+    runs: Sequence[Run], directions: Sequence[StudyDirection], named: Best | None
+) -> Iterable[str]:
+    known = None
+    if len(directions) == 1:
+        known = of_study([run.trial for run in runs], directions[0])
+    if known is None:
+        return
+    if named is not None:
+        yield from _why(runs, directions[0], named)
+    if known.overfits:
+        yield (
+            "longer cycles score worse than short ones of the same recipe, which is overfitting: "
+            "trials run in full, at lower rates and larger weight decays; fewer steps may do"
+        )
+    elif not known.trusts_rungs:
+        yield "short cycles do not rank like full ones here: trials run in full"
+    outlook = known.outlook(np.random.default_rng(0))
+    if outlook is not None:
+        verdict = "more search hardly pays" if outlook < SETTLED else "more search may pay"
+        yield (
+            f"the next recipe is expected to gain {outlook:.2g} of the noise between seeds: "
+            f"{verdict}"
+        )
+
+
+def _why(runs: Sequence[Run], direction: StudyDirection, named: Best) -> Iterable[str]:
+    """What the best was named for, where its own result does not say it."""
+    if named.confirmed:
+        yield f"trial {named.number} is named for its mean over {named.seeds} fresh seeds"
+        return
+    sign = 1 if direction == StudyDirection.MINIMIZE else -1
+    found = {r.trial.number: r.full.value for r in runs if r.confirms is None and r.full}
+    luckiest = min(found, key=lambda number: sign * (found[number] or 0.0), default=named.number)
+    if luckiest != named.number:
+        yield (
+            f"trial {named.number} is named for what all results together let expect of it; trial "
+            f"{luckiest} had the better single run ({found[luckiest]:.4g}), most of it luck"
+        )
 
 
 def _failure_warnings(runs: Sequence[Run]) -> Iterable[str]:

@@ -92,19 +92,17 @@ class Belief:
 
     def __call__(self, places: Array) -> tuple[Array, Array]:
         """Mean and standard deviation, (m,) each, of the noise-free full score on the scale."""
-        full = np.zeros(len(places))
-        bowl = _bowl(places, self.certainty)
+        prior = _Prior(places, self.z, self.relevance, self.certainty)
+        bowl = _squares(places, self.certainty).sum(axis=1)
         steep = STEEPNESS**2 * (_squares(places, self.certainty) ** 2).sum(axis=1)
         means, squares = np.zeros(len(places)), np.zeros(len(places))
         for part in self.parts:
-            cross = _kernel(
-                places, self.z, full, self.level, part.settings, self.relevance, self.certainty
-            )
-            prior = AMPLITUDE**2 + steep + OFFSET**2
+            cross = prior.covariance(part.settings, self.level[None, :])
             mean = bowl + cross @ part.alpha
             told = ((cross @ part.root) ** 2).sum(axis=1)
             means += part.weight * mean
-            squares += part.weight * (np.maximum(prior - told, 1e-9) + mean**2)
+            before = AMPLITUDE**2 + steep + OFFSET**2
+            squares += part.weight * (np.maximum(before - told, 1e-9) + mean**2)
         return means, np.sqrt(np.maximum(squares - means**2, 1e-12))
 
     @property
@@ -135,10 +133,11 @@ def believe(z: Array, level: Array, score: Array, relevance: Array, certainty: A
 
 
 def _fit(z: Array, level: Array, score: Array, relevance: Array, certainty: Array) -> Belief:
-    rest = score - _bowl(z, certainty)
+    rest = score - _squares(z, certainty).sum(axis=1)
+    prior, apart = _Prior(z, z, relevance, certainty), np.abs(level[:, None] - level)
     told: list[tuple[float, _Settings, float, Array]] = []
     for settings in itertools.starmap(_Settings, itertools.product(LENGTHS, AGREEMENTS)):
-        gram = _kernel(z, z, level, level, settings, relevance, certainty)
+        gram = prior.covariance(settings, apart)
         for noise in NOISES:
             root = np.linalg.inv(np.linalg.cholesky(gram + noise**2 * np.eye(len(z)))).T
             half = rest @ root
@@ -163,29 +162,24 @@ def expected_improvement(mean: Array, sd: Array, best: float) -> Array:
 
 
 def _squares(z: Array, certainty: Array) -> Array:
+    """The bowl's rise (m, d) along each coordinate."""
     return np.asarray(np.minimum(z**2, RIM**2) * certainty)
 
 
-def _bowl(z: Array, certainty: Array) -> Array:
-    return np.asarray(_squares(z, certainty).sum(axis=1))
+class _Prior:
+    """Prior covariance of scores at places ``a`` with those at ``b``, for any setting."""
 
+    def __init__(self, a: Array, b: Array, relevance: Array, certainty: Array) -> None:
+        left, right = a * np.sqrt(relevance), b * np.sqrt(relevance)
+        squares = (left**2).sum(axis=1)[:, None] + (right**2).sum(axis=1)
+        self._apart = np.maximum(squares - 2 * left @ right.T, 0.0)
+        self._steep = STEEPNESS**2 * _squares(a, certainty) @ _squares(b, certainty).T
+        self._alike: dict[float, Array] = {}
 
-def _kernel(
-    a: Array,
-    b: Array,
-    at: Array,
-    bt: Array,
-    settings: _Settings,
-    relevance: Array,
-    certainty: Array,
-) -> Array:
-    """Prior covariance of scores at places ``a`` and levels ``at`` with those at ``b``, ``bt``."""
-    weight = np.sqrt(relevance) / settings.length
-    left, right = a * weight, b * weight
-    apart = (left**2).sum(axis=1)[:, None] + (right**2).sum(axis=1) - 2 * left @ right.T
-    steep = _squares(a, certainty) @ _squares(b, certainty).T
-    levels = np.abs(at[:, None] - bt)
-    smooth = AMPLITUDE**2 * np.exp(-0.5 * np.maximum(apart, 0.0))
-    return np.asarray(
-        (smooth + STEEPNESS**2 * steep) * settings.agreement**levels + OFFSET**2 * (levels == 0)
-    )
+    def covariance(self, settings: _Settings, levels: Array) -> Array:
+        """For runs whose levels lie ``levels`` apart (of a shape that fits)."""
+        if settings.length not in self._alike:
+            smooth = AMPLITUDE**2 * np.exp(-0.5 / settings.length**2 * self._apart)
+            self._alike[settings.length] = smooth + self._steep
+        alike = self._alike[settings.length]
+        return np.asarray(alike * settings.agreement**levels + OFFSET**2 * (levels == 0))

@@ -32,6 +32,7 @@ def status_screen(summary: Summary) -> RenderableType:
     if summary.progress is not None:
         parts.append(_progress(summary))
     parts += [_facts(summary), *_tables(summary)]
+    parts += [Text(f"· {text}") for text in summary.findings]
     parts += [Text.from_markup(f"[yellow]![/] {escape(text)}") for text in summary.warnings]
     if summary.next_command:
         parts.append(Text.from_markup(f"\nNext: [bold cyan]{escape(summary.next_command)}[/]"))

@@ -63,7 +63,7 @@ class Clock:
                 with self._changed:
                     self._next()
 
-        tickets = [self._wait_from(0.0) for _ in range(workers)]
+        tickets = [self._wait_from(self.now) for _ in range(workers)]
         threads = [threading.Thread(target=begin, args=(ticket,)) for ticket in tickets]
         for thread in threads:
             thread.start()

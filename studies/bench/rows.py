@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +26,11 @@ from studies.bench.tasks import TASKS
 
 ALL = {**METHODS, **PEERS}
 RESULTS = Path(__file__).parent / "results" / "search"
+#: Modules of hpsched that a search follows from.
+RULES = (
+    *("cycle", "schedules", "divergence", "lr_curve", "proposal", "refine", "evidence", "records"),
+    *("coordinates", "surrogate", "search", "sampler", "pruner", "suggest", "ledger", "study"),
+)
 #: Seeds that each recipe a race named is run again with; the same for all methods.
 FRESH_SEEDS = range(1_000_000, 1_000_005)
 
@@ -40,12 +47,15 @@ class Job(NamedTuple):
     budget: float
 
 
+@cache  # of the code that this process runs, whatever becomes of the files meanwhile
 def fingerprint() -> str:
     """Of hpsched's search code: its rows hold for this code alone."""
     folder = Path(hpsched.__file__).parent
-    skip = {"report", "figures", "present", "doctor", "dashboard_figures", "summary"}
-    files = sorted(p for p in folder.glob("*.py") if p.stem not in skip and "figure" not in p.stem)
-    return hashlib.blake2b(b"".join(p.read_bytes() for p in files), digest_size=6).hexdigest()
+    source = b"".join((folder / f"{name}.py").read_bytes() for name in RULES)
+    return hashlib.blake2b(source, digest_size=6).hexdigest()
+
+
+fingerprint()
 
 
 def run_job(job: Job) -> Row:
@@ -117,13 +127,21 @@ class Results:
                 for future in as_completed(futures):
                     row = future.result()
                     path = self.folder / f"{row['task']}.jsonl"
-                    with path.open("a", encoding="utf-8") as file:
-                        file.write(json.dumps(row) + "\n")
+                    _append(path, json.dumps(row))
                     done(row)
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
         return len(jobs) - len(missing)
+
+
+def _append(path: Path, line: str) -> None:
+    """Add a line, after one that an interruption may have cut short."""
+    with path.open("a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            line = line if file.read(1) == b"\n" else "\n" + line
+        file.write((line + "\n").encode())
 
 
 def key(row: Row) -> Job:

@@ -262,6 +262,7 @@ def test_a_study_has_one_name_and_the_budget_it_was_given(finished: Path) -> Non
         reopen(finished, "toy").user_attrs[records.SETTINGS], "here"
     )
     assert (settings.trials, settings.cycles, settings.seed) == (4, None, 1)
+    assert (settings.base_sampler, settings.reduction_factor) == ("hpsched", None)
 
 
 def test_skip_if_exists_keeps_the_study_and_says_what_differs(finished: Path) -> None:
@@ -662,7 +663,7 @@ CREATE = "study create new -o light:objective"
         wrong(f"{CREATE} --trials many", 2, "--trials", "integer", id="trials not a number"),
         wrong(f"{CREATE} --timeout nonsense", 2, "'nonsense'", "30m", id="timeout nonsense"),
         wrong(f"{CREATE} --timeout -3h", 2, "'-3h'", "8h", id="timeout negative"),
-        wrong(f"{CREATE} --sampler magic", 2, "'magic'", "tpe, gp", id="unknown sampler"),
+        wrong(f"{CREATE} --sampler magic", 2, "'magic'", "hpsched, tpe, gp", id="unknown sampler"),
         wrong(f"{CREATE} --direction up", 2, "'up'", "maximize", id="unknown direction"),
         wrong(f"{CREATE} --reduction-factor 1", 2, "reduction_factor=1", "2", id="reduction by 1"),
         wrong("study list -f xml", 2, "'xml'", "json", id="unknown format of list"),

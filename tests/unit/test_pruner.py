@@ -45,7 +45,9 @@ def test_about_one_in_eta_climbs(values: list[float], eta: int) -> None:
 def run(values: dict[tuple[int, int], float], direction: str = "minimize") -> optuna.Study:
     """Trials that report ``values[trial, steps]``."""
     study = optuna.create_study(
-        direction=direction, sampler=hpsched.OneCycleSampler(seed=0), pruner=hpsched.CyclePruner()
+        direction=direction,
+        sampler=hpsched.OneCycleSampler(optuna.samplers.TPESampler(seed=0)),
+        pruner=hpsched.CyclePruner(3),
     )
 
     def objective(trial: optuna.Trial) -> float:
@@ -104,7 +106,8 @@ def test_diverged_counts_as_worst_and_is_no_good_trial_for_tpe() -> None:
         return hpsched.suggest_onecycle(trial, total_steps=900, range_test=False).run(train)
 
     study = optuna.create_study(
-        sampler=hpsched.OneCycleSampler(seed=0), pruner=hpsched.CyclePruner()
+        sampler=hpsched.OneCycleSampler(optuna.samplers.TPESampler(seed=0)),
+        pruner=hpsched.CyclePruner(3),
     )
     study.optimize(objective, n_trials=3)
     diverged = study.trials[1]

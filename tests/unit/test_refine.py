@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hpsched.coordinates import REFINING
 from hpsched.proposal import Proposal
 from hpsched.refine import Run, best_rate, refined
-from hpsched.sampler import REFINING
 
 
 def prior(centre: float = 0.1, reliable: bool = True) -> Proposal:

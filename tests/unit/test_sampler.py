@@ -24,9 +24,9 @@ from optuna.trial import TrialState
 
 import hpsched
 from hpsched import evidence, records
+from hpsched.coordinates import KAPPA_RANGE, Coordinates, coordinates, full_scale_values
 from hpsched.errors import UsageError
 from hpsched.proposal import pool
-from hpsched.sampler import KAPPA_RANGE, Coordinates, coordinates, full_scale_values
 from hpsched.suggest import suggest_onecycle
 
 STEPS = 900
@@ -53,13 +53,14 @@ def optimize(
     seed: int = 0,
     objective: Any = None,
     direction: str = "minimize",
+    reduction_factor: int | None = None,
     **kwargs: Any,
 ) -> optuna.Study:
     training = training or FakeTraining()
     study = optuna.create_study(
         direction=direction,
         sampler=hpsched.OneCycleSampler(base, seed=seed),
-        pruner=hpsched.CyclePruner(),
+        pruner=hpsched.CyclePruner(reduction_factor),
     )
     study.optimize(
         objective or (lambda t: suggest_onecycle(t, total_steps=STEPS).run(training)),
@@ -99,7 +100,7 @@ def test_gp_uses_its_model_although_most_trials_are_pruned(monkeypatch: Any) -> 
         return original(self, study, completed, running, space)
 
     monkeypatch.setattr(optuna.samplers.GPSampler, "_sample_relative_impl", spy)
-    study = optimize(16, optuna.samplers.GPSampler(seed=0))
+    study = optimize(16, optuna.samplers.GPSampler(seed=0), reduction_factor=3)
     complete = sum(t.state == TrialState.COMPLETE for t in study.trials)
     assert complete < 10  # what GP alone would have waited for
     assert len(fitted_on) >= 4
@@ -671,3 +672,17 @@ def test_optunas_own_tools_see_only_ordinary_trials() -> None:
     assert set(importances) == set(records.FIELDS)
     figure = optuna.visualization.plot_slice(study)
     assert len(figure.data) == 6
+
+
+@pytest.mark.parametrize("name", ["hpsched", "tpe"])
+def test_a_users_own_parameters_vary_from_trial_to_trial(name: str) -> None:
+    """Workers make a sampler for each trial: none may start from the same random state."""
+    settings = Settings(objective="o:o", seed=1, cycles=20.0, base_sampler=name)
+    study = optuna.create_study()
+    seen = []
+    for number in range(4):
+        study.sampler = make_sampler(settings, number)
+        trial = study.ask()
+        seen.append(trial.suggest_float("dropout", 0.0, 0.5))
+        study.tell(trial, seen[-1])
+    assert len(set(seen)) == 4

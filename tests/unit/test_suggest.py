@@ -44,6 +44,7 @@ def objective(training: Callable[..., float]) -> Callable[[optuna.Trial], float]
 
 def test_a_trial_runs_its_range_test_then_climbs_the_rungs() -> None:
     training, study = FakeTraining(), new_study()
+    study.pruner = hpsched.CyclePruner(3)  # the first trial climbs
     study.optimize(objective(training), n_trials=1)
     assert [(kind, steps) for kind, steps, _ in training.calls] == [
         ("range_test", 100),
@@ -69,6 +70,35 @@ def test_a_trial_runs_its_range_test_then_climbs_the_rungs() -> None:
     assert sweep.weight_decay == 1e-4
     assert (sweep.lrs[0], sweep.lrs[-1]) == (1e-6, 10.0)
     assert sweep.steps <= 100
+
+
+def test_refining_trials_end_with_short_cycles_and_the_last_runs_in_full() -> None:
+    study = new_study()
+    study.optimize(objective(FakeTraining()), n_trials=3)
+    assert [list(t.intermediate_values) for t in study.trials] == [[0, 1]] * 3
+    assert {t.state for t in study.trials} == {TrialState.PRUNED}
+    with pytest.raises(UsageError, match="no finished full cycle") as error:
+        hpsched.best(study)
+    study.optimize(objective(FakeTraining()), n_trials=1)
+    assert list(study.trials[3].intermediate_values) == [0, 1, 2]
+    assert hpsched.best(study).number == 3
+    assert f"max_lr {study.trials[3].params['max_lr']:.3g}" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("budget", "runs_in_full"),
+    [({"trials": 1}, True), ({"trials": 7}, True), ({"trials": 8}, False), ({"cycles": 7.5}, True),
+     ({"cycles": 8}, False), ({"timeout": 60}, False)],
+)  # fmt: skip
+def test_with_a_small_budget_the_first_trial_runs_in_full_too(
+    budget: dict[str, float], runs_in_full: bool
+) -> None:
+    study = new_study()
+    study.set_user_attr(records.SETTINGS, {"objective": "x:y", "seed": 0, **budget})
+    study.optimize(objective(FakeTraining()), n_trials=2)
+    states = [t.state for t in study.trials]
+    first = TrialState.COMPLETE if runs_in_full else TrialState.PRUNED
+    assert states == [first, TrialState.PRUNED]
 
 
 def test_what_a_sweep_hands_to_train() -> None:
@@ -198,12 +228,14 @@ def test_a_failing_train_fails_the_trial_and_keeps_its_range_test() -> None:
 
 def test_a_trial_put_back_in_the_queue_goes_on_after_its_rungs() -> None:
     reference = new_study(study_name="same")
+    reference.pruner = hpsched.CyclePruner(3)  # the first trial climbs
     reference.optimize(objective(FakeTraining()), n_trials=1)
 
     def interrupted(cycle: hpsched.Cycle) -> bool:
         return cycle.total_steps == 300
 
     study = new_study(study_name="same")
+    study.pruner = hpsched.CyclePruner(3)
     trial = study.ask()
     with pytest.raises(RuntimeError):
         objective(FakeTraining(fail_on=interrupted))(trial)
@@ -219,6 +251,7 @@ def test_a_trial_put_back_in_the_queue_goes_on_after_its_rungs() -> None:
 
 def test_optunas_retry_keeps_seeds_and_counts_evidence_once() -> None:
     study = new_study()
+    study.pruner = hpsched.CyclePruner(3)  # the first trial climbs
     training = FakeTraining(fail_on=lambda cycle: cycle.total_steps == 300)
     study.optimize(objective(training), n_trials=1, catch=(RuntimeError,))
     callback = optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=1)
