@@ -320,8 +320,8 @@ def rank(
     Args:
         runs: All trials of the study.
         direction: The study's.
-        unconfirmed: Leave fresh seeds aside and rank by what the search's model expects of each
-            recipe, as when choosing what to confirm.
+        unconfirmed: Rank by what the search's model expects of each recipe, as when choosing what
+            to confirm, and not by the mean over fresh seeds.
     """
     sign = _sign(direction)
     expected = search.expected([run.trial for run in runs], direction)
@@ -334,10 +334,16 @@ def rank(
             elif run.diverged:  # a recipe that diverges on a fresh seed is no winner
                 again.setdefault(run.confirms, []).append(sign * math.inf)
     found = [_candidate(run, again.get(run.trial.number, [])) for run in runs if _finished(run)]
+    shown = [c for c in found if c.number in expected]
+    # The model leaves out what is too much for it, or of another kind (prefixes, other fields).
+    comparable = bool(shown) and (len(shown) == len(found) or len(runs) > search.MOST)
 
     def guess(candidate: Candidate) -> tuple[float, float]:
         # By what is expected of it after all that was seen: the best single value is mostly luck.
-        return expected.get(candidate.number, math.inf), sign * candidate.found
+        if not comparable:
+            return 0.0, sign * candidate.found
+        near = min(shown, key=lambda c: (c is not candidate, abs(c.found - candidate.found)))
+        return expected[near.number], sign * candidate.found
 
     if unconfirmed:
         return sorted(found, key=guess)

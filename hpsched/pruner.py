@@ -40,6 +40,11 @@ class CyclePruner(BasePruner):
             raise UsageError(f"reduction_factor={reduction_factor!r}: at least 2.")
         self.reduction_factor = reduction_factor
 
+    @property
+    def by_model(self) -> bool:
+        """Whether the search's model decides, and not successive halving."""
+        return self.reduction_factor is None
+
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
         """Whether the trial's last reported rung was not good enough to climb on."""
         rung = trial.last_step
@@ -63,12 +68,14 @@ def _runs_on(study: Study, trial: FrozenTrial, rung: int) -> bool:
     recipe = next(iter(spaces(trial)), None)
     if recipe is None:
         return True
+    now = Snapshot(study.get_trials(deepcopy=False), study.directions)
+    where = located(now, recipe)
     role = role_of(study, trial._trial_id)
     if role is not None:
         later = [index for index, _ in recipe.rungs if index > rung]
-        return len(later) > 1 or (role == 0 and _is_small(study))
-    now = Snapshot(study.get_trials(deepcopy=False), study.directions)
-    known = search.learn(now, located(now, recipe), trial)
+        # Without a range test there is one such trial only, and it shows what to beat.
+        return where.evidence is None or len(later) > 1 or (role == 0 and _is_small(study))
+    known = search.learn(now, where, trial)
     return known is None or known.promises(trial.number)
 
 

@@ -170,7 +170,8 @@ class OneCycleSampler(BaseSampler):
         known = search.learn(now, where, trial) if self.searches else None
         if known is None:
             return self._sample(study, now, trial, where)
-        seed = None if self.seed is None else records.derive_seed(self.seed, trial.number, "search")
+        parts = [part for part in ("search", where.recipe.prefix) if part]
+        seed = None if self.seed is None else records.derive_seed(self.seed, trial.number, *parts)
         return dict(known.propose(np.random.default_rng(seed)))
 
     def _sample(

@@ -151,7 +151,8 @@ class Axes:
 
     def shift(self) -> Array:
         """Where the first guess moves to when the study overfits, in widths."""
-        moves = np.array([OVERFITTING.get(field, 0.0) for field in self.fields])
+        known = zip(self.fields, self.bases, strict=True)
+        moves = np.array([OVERFITTING.get(f, 0.0) if base else 0.0 for f, base in known])
         return np.concatenate([moves / self.width, np.zeros(len(self.place_own({})))])
 
     def places(self, params: Sequence[Mapping[str, Any]]) -> list[tuple[float, ...]]:
@@ -216,12 +217,14 @@ class Search:
     Attributes:
         axes: Its coordinates.
         seen: Complete cycles.
+        ended: Numbers of the trials that were pruned after a short cycle.
         pending: Places of the trials that are running.
         own: The user's own parameters of the trial at hand, as coordinates.
     """
 
     axes: Axes
     seen: tuple[Seen, ...]
+    ended: tuple[int, ...] = ()
     pending: tuple[tuple[float, ...], ...] = ()
     own: tuple[float, ...] = ()
 
@@ -314,15 +317,18 @@ class Search:
     @property
     def _ended_early(self) -> int:
         """How many trials in a row, up to the latest, ended with a short cycle."""
-        full = {s.number for s in self.seen if s.level == 0}
-        last = max(full, default=-1)
-        return len({s.number for s in self.seen if s.number > last and math.isfinite(s.score)}) - 1
+        last = max((s.number for s in self.seen if s.level == 0), default=-1)
+        return sum(number > last for number in self.ended)
 
     @cached_property
     def _pairs(self) -> list[tuple[float, float]]:
         """Score of the longest short cycle and of the full one, of the trials that have both."""
         short = {s.number: s.score for s in self.seen if s.level == 1}
-        return [(short[s.number], s.score) for s in self.seen if s.level == 0 and s.number in short]
+        full: dict[int, float] = {}
+        for s in self.seen:
+            if s.level == 0 and s.number in short and math.isfinite(s.score):
+                full.setdefault(s.number, s.score)  # its own, which comes before fresh seeds
+        return [(short[number], score) for number, score in full.items()]
 
     @cached_property
     def _tried(self) -> Array:
@@ -410,7 +416,12 @@ def learn(now: Snapshot, where: Coordinates, trial: FrozenTrial | None = None) -
         if running and not any(level == 0 for level, _ in scores):
             pending.append(z)
     own_place = axes.place_own(trial.params if trial else {})
-    return Search(axes, tuple(seen), tuple(pending), own_place)
+    ended = tuple(
+        number
+        for number, (other, *_) in sorted(places.items())
+        if other.state == TrialState.PRUNED and records.DIVERGED not in other.user_attrs
+    )
+    return Search(axes, tuple(seen), ended, tuple(pending), own_place)
 
 
 def expected(trials: Sequence[FrozenTrial], direction: StudyDirection) -> dict[int, float]:

@@ -268,7 +268,8 @@ def best(study: Study) -> Best:
         recipe = proposed(study)
         so_far = f"; as far as it knows, {_in_words(recipe)} is best" if recipe else ""
         raise UsageError(
-            f"Study {study.study_name!r} has no finished full cycle yet{so_far}. To go on: {_go_on(study)}."
+            f"Study {study.study_name!r} has no finished full cycle yet{so_far}. To go on: "
+            f"{_go_on(study)}."
         )
     return named
 

@@ -374,7 +374,8 @@ class OneCycle:
             return (
                 "told what the short cycles of this rate give; a later trial runs the best in full"
             )
-        return "not likely enough to be the best"
+        by_model = getattr(self._study_trial().study.pruner, "by_model", False)
+        return "not likely enough to be the best" if by_model else "the pruner ended it"
 
     def _settles(self) -> bool:
         """Whether this is the refining trial that tries what was found at full length."""
@@ -402,13 +403,15 @@ class OneCycle:
         every = self._recipe.rungs
         if len(trial.study.directions) > 1:
             return dict(every[-1:])
-        if len(every) == 1 or role_of(trial.study, trial._trial_id) is not None:
+        begun = [f"{records.RUNG}{index}" in trial.user_attrs for index, _ in every]
+        if begun[-1]:  # put back in the queue when all was done: its ladder is what it ran
+            return {index: n for (index, n), ran in zip(every, begun, strict=True) if ran}
+        by_model = getattr(trial.study.pruner, "by_model", False)
+        if not by_model or any(begun) or role_of(trial.study, trial._trial_id) is not None:
             return dict(every)
         now = Snapshot(trial.study.get_trials(deepcopy=False), trial.study.directions)
         known = search.learn(now, located(now, self._recipe))
-        # What a trial put back in the queue has finished stays part of its ladder.
-        begun = any(key.startswith(records.RUNG) for key in trial.user_attrs)
-        return dict(every if begun or known is None or known.trusts_rungs else every[-1:])
+        return dict(every if known is None or known.trusts_rungs else every[-1:])
 
     def _run_cycle(self, train: Train, kind: Any, rung: int, steps: int, key: str) -> CycleRecord:
         from hpsched.cycle import execute, free_memory

@@ -144,7 +144,7 @@ def summarise(study: Study, now: float | None = None) -> Summary:
         best=named,
         progress=progress,
         eta=_eta(runs, progress, now),
-        findings=tuple(_findings(runs, study.directions, named)),
+        findings=tuple(_findings(runs, study.directions, settings, named)),
         warnings=tuple(_warnings(runs, windows, workers, named, now)),
         next_command=_next_command(study, settings, runs, workers, is_over, now),
     )
@@ -240,10 +240,13 @@ def _warnings(
 
 
 def _findings(
-    runs: Sequence[Run], directions: Sequence[StudyDirection], named: Best | None
+    runs: Sequence[Run],
+    directions: Sequence[StudyDirection],
+    settings: Settings | None,
+    named: Best | None,
 ) -> Iterable[str]:
     known = None
-    if len(directions) == 1:
+    if len(directions) == 1 and (settings is None or settings.base_sampler == "hpsched"):
         known = of_study([run.trial for run in runs], directions[0])
     if known is None:
         return
@@ -271,8 +274,9 @@ def _why(runs: Sequence[Run], direction: StudyDirection, named: Best) -> Iterabl
         yield f"trial {named.number} is named for its mean over {named.seeds} fresh seeds"
         return
     sign = 1 if direction == StudyDirection.MINIMIZE else -1
-    found = {r.trial.number: r.full.value for r in runs if r.confirms is None and r.full}
-    luckiest = min(found, key=lambda number: sign * (found[number] or 0.0), default=named.number)
+    fulls = {r.trial.number: r.full for r in runs if r.confirms is None}
+    found = {n: full.value for n, full in fulls.items() if full and full.value is not None}
+    luckiest = min(found, key=lambda number: sign * found[number], default=named.number)
     if luckiest != named.number:
         yield (
             f"trial {named.number} is named for what all results together let expect of it; trial "

@@ -77,7 +77,7 @@ def optuna_search(
 ) -> None:
     """A plain Optuna study; the best trial is named. ``times`` enlarges the budget."""
     study = optuna.create_study(sampler=sampler(race.seed), pruner=pruner())
-    space = space_of(race)
+    space, race.times = space_of(race), times
 
     def objective(trial: Trial) -> float:
         recipe = suggest(trial, space)
@@ -92,7 +92,7 @@ def optuna_search(
         return race.train(recipe, watch=watch)
 
     def work() -> None:
-        while race.cost < race.budget * times:
+        while not race.over:
             trial = study.ask()
             tell(study, trial, objective)
             done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))

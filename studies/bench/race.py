@@ -92,6 +92,7 @@ class Race:
         budget: In full runs; range tests, stopped and repeated runs count with their steps.
         workers: Simulated ones.
         spent: Steps of all runs so far.
+        times: What a step is counted less than it is: 2 for a method with double budget.
         named: (spent, virtual time, recipe) whenever the recipe to be named changed; costs and
             times in full runs.
         seconds: Wall time inside training; the rest of a race's is the method's own.
@@ -102,6 +103,7 @@ class Race:
     budget: float
     workers: int = 1
     spent: int = 0
+    times: float = 1.0
     runs: int = 0
     named: list[tuple[float, float, dict[str, float]]] = field(default_factory=list)
     seconds: float = 0.0
@@ -110,7 +112,7 @@ class Race:
     @property
     def cost(self) -> float:
         """What was spent so far, in full runs."""
-        return self.spent / self.task.total_steps
+        return self.spent / self.task.total_steps / self.times
 
     @property
     def over(self) -> bool:

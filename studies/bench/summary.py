@@ -107,7 +107,7 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
             if any(r["task"] == task and r["method"] == method for r in alone)
         }
     for workers in sorted({row["workers"] for row in rows} - {1}):
-        several = [row for row in rows if row["workers"] == workers]
+        several = [r for r in rows if r["workers"] == workers and r["method"] == OURS]
         found["parallel"][workers] = {
             task: finite(float(np.median(times)))
             for task in tasks

@@ -27,6 +27,8 @@ from hpsched import evidence, records
 from hpsched.coordinates import KAPPA_RANGE, Coordinates, coordinates, full_scale_values
 from hpsched.errors import UsageError
 from hpsched.proposal import pool
+from hpsched.records import Settings
+from hpsched.study import make_sampler
 from hpsched.suggest import suggest_onecycle
 
 STEPS = 900

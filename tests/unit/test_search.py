@@ -476,7 +476,9 @@ def test_three_that_ended_early_let_the_fourth_run_on() -> None:
     def runs_on(early: int, diverged: int = 0) -> bool:
         seen = best + [Seen(1 + i, far, 2, 9.0) for i in range(early + 1)]
         seen += [Seen(50 + i, far, 2, math.inf) for i in range(diverged)]
-        return dataclasses.replace(known(small()), seen=tuple(seen)).promises(1 + early)
+        ended = tuple(range(1, 1 + early))
+        state = dataclasses.replace(known(small()), seen=tuple(seen), ended=ended)
+        return state.promises(1 + early)
 
     assert [runs_on(early) for early in range(5)] == [False, False, False, True, True]
     assert not runs_on(1, diverged=5)  # those do not count
@@ -819,3 +821,49 @@ def test_the_best_of_many_values_reported_without_run_is_not_forgotten() -> None
     now = long_study(MOST + 50, scored, rungs=False)
     expected = search.expected(now.trials, StudyDirection.MINIMIZE)
     assert set(range(len(REFINING), 10)) <= set(expected)
+
+
+def test_overfitting_is_judged_by_each_trials_own_finite_full_run() -> None:
+    state = known(small())
+    two = [Seen(n, ORIGIN, level, score) for n in (0, 1) for level, score in ((1, 2.0), (0, 1.0))]
+    fresh = [Seen(1, ORIGIN, 0, 9.0)] * 3
+    diverged = [Seen(n, ORIGIN, level, s) for n in (2, 3) for level, s in ((1, 2.0), (0, math.inf))]
+    worse = [Seen(n, ORIGIN, level, s) for n in (4, 5, 6) for level, s in ((1, 1.0), (0, 2.0))]
+
+    def overfits(*seen: Seen) -> bool:
+        return dataclasses.replace(state, seen=seen).overfits
+
+    assert not overfits(*two, *fresh) and not overfits(*two, *diverged)
+    assert overfits(*two, *worse)
+
+
+def test_without_range_tests_the_standard_recipe_runs_in_full() -> None:
+    study = run(n_trials=1, range_test=False)
+    assert study.trials[0].state == TrialState.COMPLETE
+
+
+def test_two_recipes_in_one_trial_are_drawn_apart() -> None:
+    study = optuna.create_study(sampler=hpsched.OneCycleSampler(seed=0))
+
+    def objective(trial: optuna.Trial) -> float:
+        drawn = [hpsched.suggest_onecycle(trial, STEPS, prefix=p, range_test=False) for p in "ab"]
+        return sum(recipe.to_dict()["pct_start"] for recipe in drawn)
+
+    study.optimize(objective, n_trials=4)
+    last = study.trials[-1].params
+    assert last["apct_start"] != last["bpct_start"]
+
+
+def test_recipes_of_two_kinds_are_ranked_by_their_results() -> None:
+    """The model compares recipes of one kind; the other kind's must not come last for it."""
+    study = optuna.create_study(sampler=hpsched.OneCycleSampler(seed=0))
+
+    def objective(trial: optuna.Trial) -> float:
+        kind = trial.suggest_categorical("kind", ["a", "b"])
+        hpsched.suggest_onecycle(trial, STEPS, prefix=kind, range_test=False).to_dict()
+        return (1.0 if kind == "a" else 0.1) + trial.number / 1000
+
+    for kind in "abab":
+        study.enqueue_trial({"kind": kind})
+    study.optimize(objective, n_trials=4)
+    assert hpsched.best(study).own["kind"] == "b"

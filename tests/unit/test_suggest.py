@@ -249,6 +249,23 @@ def test_a_trial_put_back_in_the_queue_goes_on_after_its_rungs() -> None:
     assert again.intermediate_values == expected.intermediate_values
 
 
+def test_a_trial_put_back_after_its_full_cycle_alone_runs_nothing_again() -> None:
+    """Short cycles had been switched off; its result was stored, and not told."""
+    study = new_study(study_name="told-late")
+    trial = study.ask()
+    recipe = suggest_onecycle(trial, total_steps=STEPS, range_test=False)
+    recipe.to_dict()
+    recipe._run_cycle(FakeTraining(), "rung", 2, STEPS, f"{records.RUNG}2")
+    study._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+    training = FakeTraining()
+    study.optimize(
+        lambda again: suggest_onecycle(again, total_steps=STEPS, range_test=False).run(training),
+        n_trials=1,
+    )
+    assert training.calls == []
+    assert study.trials[0].state == TrialState.COMPLETE
+
+
 def test_optunas_retry_keeps_seeds_and_counts_evidence_once() -> None:
     study = new_study()
     study.pruner = hpsched.CyclePruner(3)  # the first trial climbs
