@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from studies.bench.methods import METHODS
 from studies.bench.rows import ALL, RESULTS, Job, Results, Row
-from studies.bench.summary import OURS, ratio, summarise
+from studies.bench.summary import OURS, TARGET_METHOD, ratio, summarise
 from studies.bench.tasks import SEARCH_REPORTING, SEARCH_TUNING, TASKS
 
 QUALITIES = ("5", "10", "20", "40")
@@ -48,11 +48,13 @@ def main() -> None:
     run.add_argument("--workers", type=int, default=1, help="simulated asynchronous workers")
     run.add_argument("--processes", type=int, default=os.cpu_count())
     run.set_defaults(command=_run)
+    plot = commands.add_parser("plot", help="quality against cost, task by task")
     say = commands.add_parser("summarise", help="the tables of docs/benchmarks.md")
     say.add_argument("--output", type=Path, help="all numbers, as JSON")
+    for command in (say, plot):
+        command.add_argument("--rules", help="rows of an earlier state of hpsched (row key rules)")
     say.add_argument("--markdown", type=Path, help="the tables")
     say.set_defaults(command=_summarise)
-    plot = commands.add_parser("plot", help="quality against cost, task by task")
     plot.add_argument("--output", type=Path, required=True, help=".html, .png, .svg or .pdf")
     plot.set_defaults(command=_plot)
     arguments = parser.parse_args()
@@ -86,7 +88,14 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _reported(arguments: argparse.Namespace) -> list[Row]:
-    rows = [row for row in Results(arguments.results).current() if row["task"] in SEARCH_REPORTING]
+    every = Results(arguments.results).current(arguments.rules)
+    rows = [row for row in every if row["task"] in SEARCH_REPORTING]
+    for method in (OURS, TARGET_METHOD):
+        if {row["task"] for row in rows if row["method"] == method} < {r["task"] for r in rows}:
+            raise SystemExit(
+                f"Some task has no race of {method} in {arguments.results} (for this state of the "
+                f"code, or --rules): python -m studies.bench run --methods {method}"
+            )
     if not rows:
         raise SystemExit(f"No races in {arguments.results}: python -m studies.bench run")
     return rows

@@ -108,10 +108,9 @@ class Results:
                 except ValueError:  # cut short by an interruption: the race runs again
                     continue
 
-    def current(self) -> list[Row]:
-        """The rows that hold for the code as it is."""
-        rules = fingerprint()
-        return [row for row in self if row["rules"] in (None, rules)]
+    def current(self, rules: str | None = None) -> list[Row]:
+        """The rows that hold for the code as it is, or as it was with this fingerprint."""
+        return [row for row in self if row["rules"] in (None, rules or fingerprint())]
 
     def run(self, jobs: Sequence[Job], processes: int, done: Callable[[Row], None]) -> int:
         """Run the jobs that have no row yet; ``done`` is called with each new row.

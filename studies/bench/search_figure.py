@@ -25,7 +25,7 @@ DRAWN = {
     "by-hand-then-tpe": ("lr_find by hand, then TPE near it", GREY, "solid"),
     "short-then-full-expert": ("many short runs, the best in full", GREY, "dot"),
 }
-WORST = 30.0  # tolerances; what is worse is drawn there
+WORST = 12.0  # tolerances; what is worse is drawn there
 COLUMNS = 4
 
 
@@ -34,7 +34,9 @@ def search_figure(rows: Sequence[Row]) -> go.Figure:
     alone = [row for row in rows if row["workers"] == 1 and row["budget"] == 40.0]
     tasks = sorted({row["task"] for row in alone})
     lines = math.ceil(len(tasks) / COLUMNS)
-    figure = make_subplots(lines, COLUMNS, subplot_titles=tasks, shared_yaxes=True)
+    figure = make_subplots(
+        lines, COLUMNS, subplot_titles=tasks, shared_yaxes=True, vertical_spacing=0.2
+    )
     for number, task in enumerate(tasks):
         here = [row for row in alone if row["task"] == task]
         wanted = target(here)
@@ -54,6 +56,7 @@ def search_figure(rows: Sequence[Row]) -> go.Figure:
     figure.add_hline(y=1, line={"color": GREY, "width": 1, "dash": "dash"})
     title = "Distance of the named recipe from the target, by cost"
     figure = styled(figure, title, height=330 * lines)
+    figure.update_annotations(font_size=13)
     figure.update_xaxes(type="log", title="full runs spent", tickvals=[0.5, 1, 2, 5, 10, 20, 40])
     figure.update_yaxes(type="linear", range=[-4, WORST])
     figure.update_layout(width=1300, legend={"orientation": "h", "y": -0.15})
