@@ -7,7 +7,8 @@ rate           max_lr / centre of the trial's own context (so contexts compare)
 κ              weight_decay × effective rate × total_steps, where the effective
                rate is max_lr / (1 − momentum) for SGD-like and max_lr for
                Adam-like optimizers (docs/design.md)
-value          the result of the longest rung, moved to the scale of full cycles
+value          the result of the longest rung, moved to the scale of full cycles (for base
+               samplers; our own model sees every rung as it is)
 =============  ===================================================================
 """
 
@@ -57,7 +58,7 @@ TRIALS_BEFORE_WIDENING = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Coordinates:
-    """The map between a recipe's plain values and the base sampler's coordinates.
+    """The map between a recipe's plain values and the coordinates it is searched in.
 
     Attributes:
         recipe: The space of the trial at hand.

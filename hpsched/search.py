@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 __all__ = ["Search", "expected", "learn", "of_study"]
 
 #: Field → width, relevance, certainty: how far from the first guess one would look (octaves,
-#: decades, plain), how much that is expected to matter, and how much worse it is expected to be (in
-#: noise), since the guess is good (docs/design/search.md).
+#: decades, plain), how much that is expected to matter, and how much worse it is expected to be (on
+#: the scale of scores), since the guess is good (docs/design/search.md).
 WIDTHS: Mapping[str, tuple[float, float, float]] = {
     "max_lr": (1.2, 2.0, 0.6),
     "weight_decay": (0.7, 0.5, 0.05),
@@ -283,11 +283,14 @@ class Search:
     def outlook(self, rng: np.random.Generator) -> float | None:
         """What the next recipe is expected to gain over the best, in noise between seeds.
 
-        None before the first full run.
+        The user's own parameters stay those of the best. None before the first full run.
         """
-        if self.belief is None or not any(s.level == 0 for s in self.seen):
+        full = [s.z for s in self.seen if s.level == 0]
+        if self.belief is None or not full:
             return None
-        return float(self._gains(rng)[1].max()) / self.belief.noise
+        best = full[int(self.belief(self._relative(full))[0].argmin())]
+        there = replace(self, own=best[len(self.axes.fields) :])
+        return float(there._gains(rng)[1].max()) / self.belief.noise
 
     def _gains(self, rng: np.random.Generator) -> tuple[Array, Array]:
         """Candidates (m, fields), and what each is expected to gain over the best place seen."""
@@ -373,7 +376,10 @@ def _believed(
 
 
 def learn(now: Snapshot, where: Coordinates, trial: FrozenTrial | None = None) -> Search | None:
-    """What the study knows for this recipe, and ``trial``; None with several objectives."""
+    """What the study knows for this recipe, and ``trial``.
+
+    None with several objectives, or where nothing is searched.
+    """
     if len(now.directions) != 1:
         return None
     recipe = where.recipe
@@ -400,9 +406,9 @@ def learn(now: Snapshot, where: Coordinates, trial: FrozenTrial | None = None) -
             told.setdefault(key, []).append((other, space, {**other.params, **params}))
     places = {
         one.number: (one, space, z)
-        for key, ours in told.items()
+        for key, group in told.items()
         for (one, space, _), z in zip(
-            ours, contexts[key].places([params for *_, params in ours]), strict=True
+            group, contexts[key].places([params for *_, params in group]), strict=True
         )
     }
     seen: list[Seen] = []

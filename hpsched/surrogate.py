@@ -15,7 +15,7 @@ symbol         shape    meaning (unit)
 ``level``      (n,)     length of the cycle: 0 is full, 1, 2, … are shorter ones
 ``score``      (n,)     results, lower is better; inf where the run diverged
 ``relevance``  (d,)     how much a width of each coordinate is expected to matter
-``certainty``  (d,)     how much worse a width from the first guess is expected to be (noise)
+``certainty``  (d,)     how much worse a width from the first guess is expected to be
 =============  =======  =================================================================
 """
 

@@ -117,7 +117,8 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _on_task(rows: Sequence[Row], method: str, wanted: Target) -> dict[str, Any]:
-    long = [row for row in rows if row["budget"] == max(r["budget"] for r in rows)]
+    budget = max(row["budget"] for row in rows if row["method"] == method)
+    long = [row for row in rows if row["budget"] == budget]
     mine = {row["seed"]: row for row in long if row["method"] == method}
     ours = {row["seed"]: row for row in long if row["method"] == OURS}
     costs = [cost_to(row, wanted) for row in mine.values()]
