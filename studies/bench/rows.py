@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import optuna
+import torch
 
 import hpsched
 from studies.bench.methods import METHODS
@@ -120,7 +121,7 @@ class Results:
         self.folder.mkdir(parents=True, exist_ok=True)
         there = {key(row) for row in self.current()}
         missing = [job for job in jobs if job not in there]
-        with ProcessPoolExecutor(processes) as pool:
+        with ProcessPoolExecutor(processes, initializer=_prepare) as pool:
             futures = [pool.submit(run_job, job) for job in missing]
             try:
                 for future in as_completed(futures):
@@ -132,6 +133,11 @@ class Results:
                 pool.shutdown(cancel_futures=True)
                 raise
         return len(jobs) - len(missing)
+
+
+def _prepare() -> None:
+    """Of a process that trains: a large weight decay makes denormal weights, and they are slow."""
+    torch.set_flush_denormal(True)
 
 
 def _append(path: Path, line: str) -> None:

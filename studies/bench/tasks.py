@@ -102,7 +102,6 @@ class Task:
         look: Callable[[int, Callable[[], float]], None] | None = None,
     ) -> nn.Module:
         torch.set_num_threads(1)  # batches this small take longer to hand over than to compute
-        torch.set_flush_denormal(True)  # a large weight decay makes them, and they are slow
         data = self.data()
         torch.manual_seed(cycle.seed)
         model = self.model()
