@@ -56,7 +56,7 @@ CANDIDATES, UNIFORM, NEAR, BEST = 300, 75, 0.4, 5
 CLIMBS = 0.35  # probability of being better than the best, from which a trial runs on
 IN_A_ROW = 3  # trials ended early, after which one runs in full: else nobody would notice a mistake
 AGREES, PAIRS = 0.5, 5  # correlation below which short cycles are left out; trials that show it
-MOST = 120  # trials that the model is given: the best half and the latest
+MOST = 90  # trials that the model is given: the best half and the latest
 INDISTINCT = 0.2  # of the noise: expected scores this close count as equal
 
 
@@ -449,8 +449,10 @@ def _telling(now: Snapshot) -> list[FrozenTrial]:
     if len(trials) <= MOST:
         return trials
     sign = 1.0 if now.directions[0] == StudyDirection.MINIMIZE else -1.0
-    known = {t.number: now.values.get(t.number, t.value) for t in trials if t.state.is_finished()}
-    values = {number: sign * value for number, value in known.items() if value is not None}
+    values = {number: sign * value for number, value in now.values.items()}
+    for one in trials:  # of users who report a value without complete cycles
+        if one.state == TrialState.COMPLETE and one.number not in values:
+            values[one.number] = sign * cast(float, one.value)
     chosen = set(sorted(values, key=lambda number: values[number])[: MOST // 2])
     for one in reversed(trials):
         if len(chosen) == MOST:
