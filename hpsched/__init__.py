@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from hpsched.sampler import OneCycleSampler
     from hpsched.study import best, confirm, create_study, open_study
     from hpsched.suggest import OneCycle, suggest_onecycle
+    from hpsched.summary import Summary, summarise
     from hpsched.weight_decay import RangeTests
 
 _HOME = {
@@ -31,6 +32,7 @@ _HOME = {
     "OneCycleSampler": "sampler",
     "RangeTest": "lr_curve",
     "RangeTests": "weight_decay",
+    "Summary": "summary",
     "best": "study",
     "confirm": "study",
     "create_study": "study",
@@ -39,6 +41,7 @@ _HOME = {
     "open_study": "study",
     "schedules": "",
     "suggest_onecycle": "suggest",
+    "summarise": "summary",
 }
 __all__ = [
     "Best",
@@ -49,6 +52,7 @@ __all__ = [
     "OneCycleSampler",
     "RangeTest",
     "RangeTests",
+    "Summary",
     "best",
     "confirm",
     "create_study",
@@ -57,6 +61,7 @@ __all__ = [
     "open_study",
     "schedules",
     "suggest_onecycle",
+    "summarise",
 ]
 __version__ = metadata.version("hpsched")
 

@@ -123,6 +123,14 @@ class Coordinates:
             values["weight_decay"] = min(values["weight_decay"], self.evidence.decay_limit / rate)
         return {field: self._clip(field, value) for field, value in values.items()}
 
+    def holding(self, given: Mapping[str, float]) -> Coordinates:
+        """The same map, of a trial that is to have these values: field → plain value."""
+        if not given:
+            return self
+        space = {field: s for field, s in self.recipe.space.items() if field not in given}
+        recipe = replace(self.recipe, fixed={**self.recipe.fixed, **given}, space=space)
+        return replace(self, recipe=recipe)
+
     def standard(
         self, kappa: float = STANDARD_KAPPA, max_lr: float | None = None
     ) -> dict[str, float]:

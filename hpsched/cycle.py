@@ -20,19 +20,22 @@ from __future__ import annotations
 import gc
 import itertools
 import math
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from hpsched import divergence, ranks
+from hpsched import checkpoint, divergence, random_state, ranks
+from hpsched.batches import Place, is_empty, no_batches, rounds
 from hpsched.errors import TrainingError, UsageError
 from hpsched.schedules import OneCycleSchedules
 
@@ -147,7 +150,7 @@ class ScheduleDriver:
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs: the step, and each group's ratio."""
         plans = [[tuple(plan) for plan in plans] for plans in self._plans]
-        return {"step": self._step, "groups": plans}
+        return {"step": self._step, "groups": plans, "reference_lr": self._reference_lr}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where ``state_dict`` was taken; sets rate and momentum at once.
@@ -162,6 +165,7 @@ class ScheduleDriver:
                 f"{len(self._optimizers)}: pass the same optimizers to schedule(...) as then."
             )
         self._step, self._plans = int(state["step"]), plans
+        self._reference_lr = float(state.get("reference_lr", self._reference_lr))
         self._apply()
 
     def _release(self) -> None:
@@ -283,6 +287,21 @@ class CycleSchedule(ScheduleDriver):
         self._apply()
         self._cycle._record(step, loss)
 
+    def advance(self, loss: Any = None) -> bool:
+        """:meth:`step` for frameworks: says whether to train on, instead of raising StopTraining.
+
+        Frameworks have to be stopped their own way, which lets them tidy up.
+
+        Args:
+            loss: As for :meth:`step`.
+
+        Raises:
+            TrainingError: As :meth:`step`.
+        """
+        with suppress(StopTraining):
+            self.step(loss)
+        return not self._cycle.should_stop
+
     def state_dict(self) -> dict[str, Any]:
         """Step, ratios, and the losses and curves so far."""
         return {**super().state_dict(), **self._cycle._state()}
@@ -297,9 +316,10 @@ class Cycle:
     """One training run handed to ``train``: the recipe's values, and the means to follow it.
 
     Attributes:
-        max_lr, div_factor, pct_start, base_momentum, max_momentum, weight_decay,
-            final_div_factor, policy: The recipe. In a range test ``max_lr`` is the sweep's end
-            and both momenta are what the schedule has at its peak.
+        max_lr, div_factor, final_div_factor, pct_start, policy: The recipe's schedule. In a range
+            test ``max_lr`` is the sweep's end.
+        base_momentum, max_momentum, weight_decay: The rest of the recipe. In a range test both
+            momenta are what the schedule has at its peak.
         total_steps: Optimizer steps of this run.
         seed: For ``torch.manual_seed``; follows from the study's seed, the trial and the rung.
         kind: ``range_test``, ``rung``, ``confirm`` or ``final``.
@@ -363,6 +383,12 @@ class Cycle:
         self._logged = _Curves()
         self._validated = _Curves()
         self._iterators: list[Iterator[Any]] = []
+        self._places: list[Place] = []  # of the iterators, while checkpoints are kept
+        self._keeper = checkpoint.current()
+        self._file = self._file_of_checkpoints()
+        self._resumed: dict[str, Any] | None = None  # what is not yet put back of a checkpoint
+        self._earlier_seconds = 0.0
+        self._started = self._saved = time.monotonic()
         self._observer = observer.get()
         self._progress_bar = progress
         self._next_progress = 0.0
@@ -401,6 +427,8 @@ class Cycle:
                 "cycle.schedule(generator_optimizer, critic_optimizer)."
             )
         self._driver = CycleSchedule(self, *optimizers)
+        if self._resumed is not None:
+            self._driver.load_state_dict(self._resumed["schedule"])
         return self._driver
 
     def batches(self, loader: Iterable[Any], accumulate: int = 1) -> Iterator[Any]:
@@ -416,8 +444,8 @@ class Cycle:
         """
         if accumulate < 1:
             raise UsageError(f"accumulate={accumulate!r}: batches per optimizer step, at least 1.")
-        if _is_empty(loader):
-            raise _empty(loader)
+        if is_empty(loader):
+            raise no_batches(loader)
         batches = self._batches(loader, accumulate)
         self._iterators.append(batches)
         return batches
@@ -426,7 +454,8 @@ class Cycle:
         count = (self.total_steps - self.steps) * accumulate
         hidden = self._observer is not None or not self._progress_bar  # a worker draws its own
         bar = tqdm(total=count, desc=self.name, leave=False, disable=hidden or None)
-        source = rounds(loader)
+        self._put_back_random_states()  # train may have drawn since restore()
+        source = self._source(loader, accumulate)
         try:
             for _ in range(count):
                 yield next(source)
@@ -436,6 +465,159 @@ class Cycle:
         finally:
             source.close()
             bar.close()
+
+    def _source(self, loader: Iterable[Any], accumulate: int) -> Any:
+        """The loader's batches without end, from where a resumed run was."""
+        if self._file is None:
+            return rounds(loader)
+        saved = self._resumed["places"] if self._resumed else []
+        state = saved[len(self._places)] if len(self._places) < len(saved) else None
+        self._places.append(Place(loader, accumulate, self.steps))
+        return self._places[-1].batches(state)
+
+    # -- checkpoints -------------------------------------------------------------------------
+
+    def checkpoint(
+        self,
+        state: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None,
+        /,
+        **parts: Any,
+    ) -> None:
+        """Once a minute, save what the run needs to go on after an interruption.
+
+        Call it after each ``schedule.step(loss)``; on ordinary steps it looks at the clock and
+        returns. Does nothing in a range test, nor without a folder for checkpoints
+        (HPSCHED_CHECKPOINTS, or the worker's). The file is removed when the run's result is
+        stored, or when the trial ends otherwise.
+
+        The schedule, losses and curves, the states of the random number generators (Python, NumPy,
+        torch, CUDA) and the place in the loader are saved with it: a run that was interrupted and
+        resumed gives the same value, bit for bit, as one that was not, on hardware and with
+        operations that repeat themselves. Going on reads, and skips, the batches that the round
+        in hand had yielded. What cannot be put back: generators that only the user's code knows
+        (pass their states in ``state``); those of persistent worker processes after the first
+        round; loaders that never give the same round twice, as streams; gradients, so that
+        ``optimizer.zero_grad()`` must come before the first ``backward`` of a step.
+
+        One process per trial: not with torch.distributed.
+
+        Args:
+            state: A dict, or a function that returns it, called only when a file is written:
+                state_dicts, tensors, numbers, strings, and containers of them.
+            parts: Model, optimizer, GradScaler …, whose ``state_dict()`` is saved under that name;
+                anything without one is saved as it is.
+
+        Raises:
+            TrainingError: Not called right after ``schedule.step``; or what is to be saved is no
+                plain data.
+            UsageError: Several processes train this run together.
+        """
+        ending = self._keeper.ending
+        if self._file is not None and self._driver is not None:
+            self._keeper.used = True
+            if not self._is_between_steps():
+                return
+            if ending or time.monotonic() - self._saved >= self._keeper.every:
+                self._save({**_called(state), **{k: _state_of(part) for k, part in parts.items()}})
+        if ending is not None:
+            raise ending(f"{self.name}: step {self.steps} of {self.total_steps}")
+
+    def restore(self, **parts: Any) -> dict[str, Any] | None:
+        """Go on where the run was interrupted; None at the start of a run.
+
+        Call it before the first batch. Puts back the schedule, the losses and curves and the random
+        states by itself, and :meth:`batches` yields what was left.
+
+        Args:
+            parts: Model, optimizer, GradScaler …, as passed to :meth:`checkpoint`: their
+                ``load_state_dict`` is called with what was saved under that name.
+
+        Returns:
+            What was saved by :meth:`checkpoint`, ``state`` and ``parts``; tensors on the CPU.
+
+        Raises:
+            TrainingError: Called after the first batch or step; or nothing was saved under a name.
+            UsageError: Several processes train this run together.
+        """
+        if self._file is None:
+            return None
+        self._check_alone()
+        if self.steps or self._places:
+            raise self._fail(
+                f"cycle.restore() was called after step {self.steps}: call it before the loop over "
+                "cycle.batches."
+            )
+        content = checkpoint.load(self._file)
+        if content is None:
+            return None
+        saved: dict[str, Any] = content.pop("state")  # large: not to be held by us
+        self._resumed = content
+        for name, part in parts.items():
+            if name not in saved:
+                raise self._fail(
+                    f"cycle.restore({name}=…): the checkpoint has {sorted(saved)} only. Pass the "
+                    "same names to cycle.checkpoint and cycle.restore."
+                )
+            part.load_state_dict(saved[name])
+        if self._driver is not None:
+            self._driver.load_state_dict(content["schedule"])
+        self._earlier_seconds = content["seconds"]
+        self._put_back_random_states()
+        return saved
+
+    def _file_of_checkpoints(self) -> Path | None:
+        if self.is_range_test:  # short
+            return None
+        return self._keeper.path(
+            self.name,
+            values=self.values,
+            seed=self.seed,
+            total_steps=self.total_steps,
+            policy=self.policy,
+        )
+
+    def _is_between_steps(self) -> bool:
+        """Whether all batches that were taken belong to steps that were taken."""
+        self._check_alone()
+        ahead = [place.ahead(self.steps) for place in self._places]
+        if not ahead or 0 in ahead:  # others were left: a loop over batches ended early
+            return True
+        if ahead[-1] >= self._places[-1].accumulate:
+            raise self._fail(
+                f"cycle.checkpoint was called with {ahead[-1]} batches taken beyond step "
+                f"{self.steps}: call it right after schedule.step(loss), and take no batches of "
+                "cycle.batches in advance."
+            )
+        return False  # the gradients of these batches wait for their step
+
+    def _check_alone(self) -> None:
+        if ranks.size(self.process_group) > 1:
+            raise UsageError(
+                f"{ranks.size(self.process_group)} processes train this run together, and "
+                "checkpoints are for one process per trial: leave out cycle.checkpoint and "
+                "cycle.restore, or the folder for checkpoints."
+            )
+
+    def _save(self, state: dict[str, Any]) -> None:
+        assert self._file is not None and self._driver is not None
+        content = {
+            "state": state,
+            "schedule": self._driver.state_dict(),
+            "random": random_state.read(random_state.of_process()),
+            "places": [p.state() for p in self._places if p.ahead(self.steps) == 0],
+            "seconds": self._seconds(),
+        }
+        self._keeper.save(self._file, self.steps, content)
+        self._saved = time.monotonic()
+
+    def _put_back_random_states(self) -> None:
+        if self._resumed is not None and not self._places:
+            states = self._resumed["random"]
+            random_state.write(random_state.of_process(also=states), states)
+
+    def _seconds(self) -> float:
+        """Time spent on this run, before an interruption too."""
+        return self._earlier_seconds + time.monotonic() - self._started
 
     def log(self, **metrics: Any) -> None:
         """Keep points of learning curves, e.g. ``cycle.log(val_error=0.12)``.
@@ -642,6 +824,14 @@ class _Curves:
         return self._points
 
 
+def _called(state: Any) -> Mapping[str, Any]:
+    return (state() if callable(state) else state) or {}
+
+
+def _state_of(part: Any) -> Any:
+    return part.state_dict() if hasattr(part, "state_dict") else part
+
+
 def _copied(curves: Mapping[str, Sequence[tuple[int, float]]]) -> dict[str, list[Any]]:
     return {metric: list(points) for metric, points in curves.items()}
 
@@ -683,7 +873,8 @@ def execute(cycle: Cycle, train: Callable[[Cycle], Any]) -> Outcome:
         TrainingError: ``train`` never called ``cycle.schedule`` or ``schedule.step``, took another
             number of steps than the cycle has, or returned something that is not a number.
     """
-    started = time.monotonic()
+    cycle._started = cycle._saved = time.monotonic()
+    cycle._keeper.used = False
     try:
         value = train(cycle)
     except StopTraining:
@@ -694,6 +885,7 @@ def execute(cycle: Cycle, train: Callable[[Cycle], Any]) -> Outcome:
             raise
         value = None
     finally:
+        cycle._keeper.used = False
         cycle.close()
     steps = cycle.steps
     cycle.losses()
@@ -707,8 +899,28 @@ def execute(cycle: Cycle, train: Callable[[Cycle], Any]) -> Outcome:
         value=None if cycle.should_stop or cycle.diverged else value,
         diverged=cycle.diverged,
         steps=steps,
-        seconds=time.monotonic() - started,
+        seconds=cycle._seconds(),
     )
+
+
+#: What torch and the libraries below it say when a tensor does not fit.
+_NO_MEMORY = re.compile(
+    "out of memory|not enough memory|can(no|')t allocate memory|alloc(ation)?_failed", re.IGNORECASE
+)
+
+
+def out_of_memory(error: BaseException) -> str | None:
+    """What ran out of memory, if that is why there is this error, or one that it stems from."""
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        known = isinstance(cause, MemoryError | torch.OutOfMemoryError)
+        text = str(cause).strip()
+        if known or (isinstance(cause, RuntimeError | OSError) and _NO_MEMORY.search(text)):
+            return text.splitlines()[0] if text else type(cause).__name__
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 def free_memory() -> None:
@@ -746,58 +958,6 @@ def _check_value(value: Any) -> tuple[Any, str | None]:
     if not all(map(math.isfinite, numbers)):
         return None, f"train returned {value!r}"
     return (numbers if isinstance(value, list | tuple) else numbers[0]), None
-
-
-def rounds(loader: Iterable[Any]) -> Any:
-    """The loader's batches without end; a DistributedSampler is told the round.
-
-    Close it to end the loader's worker processes.
-
-    Raises:
-        TrainingError: The loader yields nothing.
-    """
-    round_ = 0
-    while True:
-        for part in ("sampler", "batch_sampler", None):
-            set_epoch = getattr(getattr(loader, part, None) if part else loader, "set_epoch", None)
-            if set_epoch is not None:
-                set_epoch(round_)
-        empty = True
-        iterator = iter(loader)
-        try:
-            for batch in iterator:
-                empty = False
-                yield batch
-        finally:
-            _shut_down(iterator)
-            del iterator
-        if empty:
-            raise _empty(loader)
-        round_ += 1
-
-
-def _shut_down(iterator: Any) -> None:
-    # A DataLoader's worker processes live until its iterator is collected; persistent ones are
-    # the loader's own and stay.
-    if not getattr(iterator, "_persistent_workers", True):
-        shut_down = getattr(iterator, "_shutdown_workers", None)
-        if shut_down is not None:
-            shut_down()
-
-
-def _is_empty(loader: Any) -> bool:
-    try:
-        return len(loader) == 0
-    except (TypeError, NotImplementedError):  # no length, as a DataLoader of an IterableDataset
-        return False
-
-
-def _empty(loader: Any) -> TrainingError:
-    return TrainingError(
-        f"The loader {type(loader).__name__} yields no batches: check the data set's length and "
-        "drop_last with a batch size larger than it, or a generator that was used up "
-        "(cycle.batches goes round the loader, so it must be iterable again)."
-    )
 
 
 def _number(value: Any) -> float | None:

@@ -10,7 +10,7 @@ import math
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -133,6 +133,33 @@ def total_cost(runs: Iterable[Run]) -> Cost:
     return sum(parts.values(), Cost())
 
 
+def as_they_ended(runs: Iterable[Run]) -> Iterator[tuple[Run, float]]:
+    """The trials in the order in which they ended, each with the full cycles spent by then."""
+    counted: set[str] = set()
+    spent = 0.0
+    for run in sorted(runs, key=_ended):
+        parts = run.parts()  # of a retried trial some were another's before
+        spent += sum(cost.cycles for name, cost in parts.items() if name not in counted)
+        counted.update(parts)
+        yield run, spent
+
+
+def best_so_far(runs: Iterable[Run], minimise: bool) -> list[tuple[float, float]]:
+    """(full cycles spent, value) of each single run that was the best when it ended."""
+    found: list[tuple[float, float]] = []
+    for run, spent in as_they_ended(runs):
+        value = run.trial.values[0] if _finished(run) and run.trial.values else math.nan
+        better = value < found[-1][1] if found and minimise else found and value > found[-1][1]
+        if math.isfinite(value) and (better or not found):
+            found.append((spent, value))
+    return found
+
+
+def _ended(run: Run) -> tuple[float, int]:
+    when = run.trial.datetime_complete
+    return (when.timestamp() if when else math.inf, run.trial.number)
+
+
 # -- what comes next -------------------------------------------------------------------------------
 
 
@@ -169,6 +196,17 @@ def next_move(
         if candidate is not None:
             return Next(what="confirm", confirms=candidate)
     return Next(what="done")
+
+
+def is_over(
+    settings: Settings | None,
+    runs: Sequence[Run],
+    direction: StudyDirection,
+    now: float | None = None,
+) -> bool:
+    """Whether a free worker finds nothing to do, and none is busy."""
+    busy = any(run.trial.state == TrialState.RUNNING for run in runs)
+    return not busy and next_move(settings, runs, direction, now).what == "done"
 
 
 def confirmations_planned(settings: Settings) -> int:
@@ -231,7 +269,7 @@ class Candidate:
         number: Trial that found it.
         params: ``trial.params`` and the recipe's fixed values.
         recipe: Field → value, with final_div_factor.
-        policy: ``cosine`` or ``linear``.
+        policy: ``cosine`` or ``linear``, or ``schedule:NAME``.
         total_steps: Of a full cycle; None when the trial did not say.
         found: The value it was found with: selected, so biased; left out of the mean once there
             are fresh ones.
@@ -286,6 +324,12 @@ class Best(Candidate):
     significant: bool | None = None
     confirmed: bool = False
     hint: str = ""
+
+    def _repr_html_(self) -> str:
+        """In a notebook: a table and the schedule."""
+        from hpsched.notebook import best_html
+
+        return best_html(self)
 
 
 def best_of(runs: Sequence[Run], direction: StudyDirection) -> Best | None:

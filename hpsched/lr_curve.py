@@ -36,7 +36,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
@@ -47,6 +47,7 @@ from hpsched.divergence import (
     ROUNDING,
     finite,
     jitter,
+    median,
     running_median,
     should_stop,
 )
@@ -62,6 +63,8 @@ __all__ = ["RangeTest", "read"]
 
 # decades, kernels for the level: the first moves a sharp minimum by at most 0.1 decade
 LEVEL_BANDWIDTHS = (0.1, 0.2, 0.4)
+#: Where people set it: an option of the finder, and of a study's recipes.
+MORE_STEPS = "more steps (num_iter; in a study, suggest_onecycle's range_test={'num_iter': …})"
 NOISE_BANDWIDTH = 0.4  # decades, kernel for the noise
 SLOPE_BANDWIDTH = 0.2  # decades, kernel for the slope: a derivative needs more averaging
 #: The best max_lr falls by this many octaves as training gets twice as long (docs/calibration.md).
@@ -232,9 +235,11 @@ class RangeTest:
 
         return range_test_figure([self], None)
 
-    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> Any:
-        """In a notebook, a range test shows its figure, as plotly would."""
-        return self.figure()._repr_mimebundle_(include, exclude)
+    def _repr_html_(self) -> str:
+        """In a notebook: a table and the curve; :meth:`figure` is the interactive one."""
+        from hpsched.notebook import range_test_html
+
+        return range_test_html(self)
 
 
 def horizon(steps: float, total_steps: int | None) -> float:
@@ -417,21 +422,22 @@ def _smooth(test: RangeTest, raw: Array, bandwidth: float) -> Curve:
     """Smooth one sweep; its start level is refined by the plateau that the curve shows."""
     x = np.log10(np.asarray(test.lrs[: len(raw)]))
     y = running_median(raw, 3)
-    level, _ = _kernel(x, bandwidth)
+    level, tilt = _kernel(x, bandwidth)
     head = max(3, int((x <= x[0] + 0.1 * (x[-1] - x[0])).sum()))
-    start = float(np.median(raw[:head]))
+    start = median(raw[:head])
     for _ in range(2):
         calm = np.minimum(y, _cap(y, start))
         # A line through an explosion must not run below everything that was measured.
         s = np.clip(_apply(level, calm), calm.min(), calm.max())
         onset = _descent(start - s).onset
         plateau = max(3, onset) if onset < head else onset
-        start = float(np.median(raw[:plateau]))
+        start = median(raw[:plateau])
     own, square = np.diagonal(level), (level**2).sum(axis=1)
     # The standard deviation of a residual about a linear smoother, over that of one loss.
     free = np.sqrt(np.maximum(1 - 2 * own + square, 0.05))
     noise = _noise(x, raw, s, free, start, onset)
-    tilt = _kernel(x, max(bandwidth, SLOPE_BANDWIDTH))[1]
+    if bandwidth < SLOPE_BANDWIDTH:
+        tilt = _kernel(x, SLOPE_BANDWIDTH)[1]
     return Curve(
         x=x,
         gain=start - s,
@@ -469,10 +475,10 @@ def _kernel(x: Array, bandwidth: float) -> tuple[Array, Array]:
     d = x[None, :] - x[:, None]
     # A coarse sweep has few rates per decade: let the kernel reach two neighbours, but not those
     # across the decades between the first rates of a linear sweep.
-    coarse = min(2 * float(np.median(np.diff(x))), 2.0)
-    h = np.maximum(bandwidth, np.minimum(np.sort(np.abs(d), axis=1)[:, 2], coarse))[:, None]
+    coarse = min(2 * median(np.diff(x)), 2.0)
+    h = np.maximum(bandwidth, np.minimum(np.partition(np.abs(d), 2)[:, 2], coarse))[:, None]
     w = np.exp(-0.5 * (d / h) ** 2)
-    s0, s1, s2 = ((w * d**k).sum(axis=1, keepdims=True) for k in range(3))
+    s0, s1, s2 = (part.sum(axis=1, keepdims=True) for part in (w, w * d, w * d**2))
     det = s0 * s2 - s1**2
     alone = det < 1e-3 * (s0 * h) ** 2  # next to no neighbours: no line through them
     det = np.where(alone, 1.0, det)
@@ -497,7 +503,7 @@ def _noise(x: Array, raw: Array, s: Array, free: Array, start: float, onset: int
     calm = raw <= _cap(raw, start)
     alone = np.convolve(~calm, np.ones(3), mode="same") == 0  # nor is a neighbour exploding
     plateau = part[: max(5, onset)]  # where the start level comes from, and may be noisier
-    whole = MAD * max(float(np.median(part[calm])), float(np.median(plateau)))
+    whole = MAD * max(median(part[calm]), median(plateau))
     near = np.exp(-0.5 * ((x[None, :] - x[:, None]) / NOISE_BANDWIDTH) ** 2) * alone
     # Of second differences, which a fall does not change, however steep; medians of them, which
     # an explosion does not reach.
@@ -509,11 +515,12 @@ def _noise(x: Array, raw: Array, s: Array, free: Array, start: float, onset: int
 
 def _descent(gain: Array) -> _Descent:
     """Find the first stretch with a gain that is at least half as deep as the deepest."""
-    below = gain > LOST * max(float(gain.max()), 0.0)
+    most = float(gain.max())
+    below = gain > LOST * max(most, 0.0)
     edges = np.flatnonzero(np.diff(np.concatenate([[False], below, [False]]).astype(int)))
     stretches = [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
     for a, b in stretches:
-        if gain[a:b].max() >= 0.5 * gain.max():
+        if gain[a:b].max() >= 0.5 * most:
             return _Descent(a, a + int(np.argmax(gain[a:b])), b - 1)
     return _Descent(0, int(np.argmax(gain)), len(gain) - 1)
 
@@ -550,7 +557,7 @@ def _slide(curve: Curve, descent: _Descent) -> float | None:
 
 def _rise(test: RangeTest, raw: Array) -> float | None:
     """Rate at which a loss that never fell rises (by medians of five, which do not leak ahead)."""
-    start = float(np.median(raw[: max(3, len(raw) // 20)]))
+    start = median(raw[: max(3, len(raw) // 20)])
     noise = max(jitter(raw), jitter(raw[: max(MIN_POINTS, len(raw) // 2)]))
     bound = start + max(SIGNIFICANT * noise, ROUNDING * abs(start))
     above = np.flatnonzero(running_median(raw, 5) > bound)
@@ -569,9 +576,7 @@ def _too_short(n: int, run: int) -> str:
             "initialisation and the precision"
         )
     cause = (
-        "before the loss became non-finite: lower start_lr"
-        if n < run
-        else ": use more steps (num_iter)"
+        "before the loss became non-finite: lower start_lr" if n < run else f": use {MORE_STEPS}"
     )
     return f"only {n} losses (a curve needs {MIN_POINTS}) {cause}".replace(" :", ":")
 
@@ -583,7 +588,7 @@ def _no_descent(
     if diverged is None:
         return None, (
             "the loss never falls significantly (flat, or only noise): check that the optimizer "
-            "steps the model, raise end_lr, or use more steps (num_iter) or a larger batch"
+            f"steps the model, raise end_lr, or use {MORE_STEPS} or a larger batch"
         )
     what = f"the loss never falls significantly before it diverges at {diverged:.3g}"
     if diverged < 10 * lrs[0]:
@@ -591,8 +596,8 @@ def _no_descent(
     if sum(lr <= diverged for lr in lrs) < MIN_POINTS:
         return None, f"{what}, after a few steps: lower end_lr from {lrs[-1]:.3g}"
     return None, (
-        f"{what}: use more steps (num_iter) or a larger batch; a model that is trained already, or "
-        "labels that say nothing, look like this too"
+        f"{what}: use {MORE_STEPS} or a larger batch; a model that is trained already, or labels "
+        "that say nothing, look like this too"
     )
 
 

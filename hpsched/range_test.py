@@ -33,7 +33,8 @@ import torch
 from torch import Tensor, nn
 
 from hpsched import cycle as cycles
-from hpsched import ranks, schedules
+from hpsched import random_state, ranks, schedules
+from hpsched.batches import rounds
 from hpsched.cycle import Cycle, Outcome
 from hpsched.divergence import MIN_POINTS
 from hpsched.errors import UsageError
@@ -149,7 +150,7 @@ def lr_range_test(
         progress: Show a progress bar, on a terminal.
 
     Returns:
-        The raw curve with what it says: ``.suggestion``, ``.window``, ``.reliable``, ``.reason``.
+        The raw curve and what it says (``.suggestion``, ``.window``, ``.reliable``, ``.reason``).
 
     Raises:
         UsageError: An argument that cannot be right; the message names the remedy.
@@ -287,7 +288,7 @@ class _Sweep:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
             if self.validation is not None:
-                batches = stack.enter_context(closing(cycles.rounds(self.validation.loader)))
+                batches = stack.enter_context(closing(rounds(self.validation.loader)))
                 cycle.validate(partial(self._validate, batches, self.validation))
             for taken, batch in enumerate(cycle.batches(self.loader, self.accumulate), start=1):
                 loss = self._backward(batch)
@@ -418,12 +419,11 @@ def _to(value: Any, device: torch.device) -> Any:
     """Tensors, and batches with a ``to`` of their own, on ``device``; containers rebuilt."""
     if hasattr(value, "to"):
         return value.to(device)
+    if isinstance(value, tuple | list):
+        parts = [_to(part, device) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
     if isinstance(value, Mapping):
         return {key: _to(part, device) for key, part in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_to(part, device) for part in value))
-    if isinstance(value, tuple | list):
-        return type(value)(_to(part, device) for part in value)
     return value
 
 
@@ -630,7 +630,7 @@ class _Snapshot:
                 self._save([*root.parameters(), *root.buffers()])
         for loader in loaders:
             self._save_loader(loader)
-        self._undo += _global_generators()
+        self._undo += _generators(random_state.of_process().values())
 
     def restore(self) -> None:
         """Put everything back; one object that resists keeps no other from it."""
@@ -665,7 +665,12 @@ class _Snapshot:
         elif isinstance(value, tuple):
             self._save_all(value)
         else:
-            self._undo += _generator(value)
+            self._save_generator(value)
+
+    def _save_generator(self, value: Any) -> None:
+        handle = random_state.handle(value)
+        if handle is not None:
+            self._undo.append(partial(handle.write, handle.read()))
 
     def _save_all(self, values: Iterable[Any]) -> None:
         for value in list(values):
@@ -694,7 +699,7 @@ class _Snapshot:
         self._seen[id(part)] = part
         self._undo.append(partial(_restore_loader, part, dict(attributes)))
         for value in attributes.values():
-            self._undo += _generator(value)
+            self._save_generator(value)
         for name in ("sampler", "batch_sampler", "dataset"):
             self._save_loader(attributes.get(name))
 
@@ -777,31 +782,9 @@ def _restore_loader(part: Any, attributes: dict[str, Any]) -> None:
     part.__dict__.update(attributes)
 
 
-def _generator(value: Any) -> list[Undo]:
-    """How to restore a random number generator; nothing for any other object."""
-    if isinstance(value, torch.Generator):
-        return [partial(value.set_state, value.get_state())]
-    if isinstance(value, random.Random):
-        return [partial(value.setstate, value.getstate())]
-    if isinstance(value, np.random.RandomState):
-        return [partial(value.set_state, value.get_state())]
-    if isinstance(value, np.random.Generator):
-        bits = value.bit_generator
-        return [partial(setattr, bits, "state", bits.state)]
-    return []
-
-
-def _global_generators() -> list[Undo]:
-    undo: list[Undo] = [
-        partial(random.setstate, random.getstate()),
-        partial(np.random.set_state, np.random.get_state()),
-        partial(torch.set_rng_state, torch.get_rng_state()),
-    ]
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        undo.append(partial(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all()))
-    if torch.backends.mps.is_available():
-        undo.append(partial(torch.mps.set_rng_state, torch.mps.get_rng_state()))
-    return undo
+def _generators(handles: Iterable[random_state.Handle]) -> list[Undo]:
+    """How to put random number generators back into the states that they have now."""
+    return [partial(one.write, one.read()) for one in handles]
 
 
 class _Interrupts:

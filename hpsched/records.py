@@ -11,16 +11,21 @@ attribute              of      holds
 ``hpsched:settings``   study   :class:`Settings`: what every worker must agree on
 ``hpsched:recipe``     trial   :class:`RecipeSpace` (``hpsched:recipe:<prefix>`` with one)
 ``hpsched:range_test`` trial   :class:`SweepRecord` of the trial's range test
+``hpsched:sweeps``     trial   steps of the range test that it has begun
 ``hpsched:rung:<k>``   trial   :class:`CycleRecord` of the trial's rung k
 ``hpsched:confirm``    trial   :class:`CycleRecord` of a confirmation
 ``hpsched:confirms``   trial   number of the trial that this one repeats with a fresh seed
+``hpsched:seed``       trial   the seed of a confirmation that other studies run with the same seed
 ``hpsched:refines``    trial   k: the k-th of its context to play the standard recipe, at a rate
                                chosen to find the best one; 0 is at the proposed rate
 ``hpsched:diverged``   trial   why the run was ended as diverged
+``hpsched:out_of_memory`` trial which run of the trial ran out of memory, and in what words
 ``hpsched:error``      trial   why the trial failed
 ``hpsched:worker``     trial   id of the worker that runs it
+``hpsched:deaths``     trial   [workers that died in a row, finished runs by then, all deaths]
 ``hpsched:origin``     trial   number of the trial whose seeds it has (its own, unless retried)
 ``hpsched:worker:<id>`` study  :class:`WorkerRecord`: who is at work, and on what
+``hpsched:order:<id>`` study   what that worker was told: ``pause``, ``resume``, ``drain``, ``stop``
 =====================  ======  ==========================================================
 """
 
@@ -42,16 +47,22 @@ from hpsched.errors import RecordError
 SETTINGS = "hpsched:settings"
 RECIPE = "hpsched:recipe"
 RANGE_TEST = "hpsched:range_test"
+SWEEPS = "hpsched:sweeps"
 RUNG = "hpsched:rung:"
 CONFIRM = "hpsched:confirm"
 CONFIRMS = "hpsched:confirms"
+SEED = "hpsched:seed"
 REFINES = "hpsched:refines"
 DIVERGED = "hpsched:diverged"
+OUT_OF_MEMORY = "hpsched:out_of_memory"
 ERROR = "hpsched:error"
 OWNER = "hpsched:worker"
 ORIGIN = "hpsched:origin"
+DEATHS = "hpsched:deaths"
 WORKER = "hpsched:worker:"
+ORDER = "hpsched:order:"
 CONSTRAINT = "hpsched_diverged"
+MEMORY_CONSTRAINT = "hpsched_out_of_memory"
 
 #: The six values a recipe is made of, in the order in which they are suggested.
 FIELDS = (
@@ -160,6 +171,8 @@ class Settings(_Record):
         base_sampler: ``hpsched`` (its own model), ``tpe``, ``gp``, ``qmc``, ``cmaes``, ``random``.
         confirm_top, confirm_seeds: When the search ends, this many recipes are run again with
             this many fresh seeds each, as far as 30 % of the budget goes.
+        policy: What every recipe follows, whatever the objective asks for: ``schedule:NAME`` in a
+            study that ``hpsched compare`` made; None: what the objective asks for.
     """
 
     objective: str
@@ -172,6 +185,7 @@ class Settings(_Record):
     base_sampler: str = "hpsched"
     confirm_top: int = 2
     confirm_seeds: int = 3
+    policy: str | None = None
 
     def check(self) -> None:  # noqa: D102
         if sum(limit is not None for limit in (self.trials, self.cycles, self.timeout)) != 1:
@@ -185,7 +199,7 @@ class RecipeSpace(_Record):
     Attributes:
         prefix: Put before each field's name in ``trial.params``.
         total_steps: Optimizer steps of a full cycle; None when the caller did not say.
-        policy: ``cosine`` or ``linear``.
+        policy: ``cosine`` or ``linear``, or ``schedule:NAME`` (:func:`hpsched.schedules.follow`).
         fixed: Field → value, for the fields that are not searched; holds final_div_factor.
         space: Field → (low, high, log), for those that are.
         context: What the right max_lr depends on, as the user named it.
@@ -321,10 +335,13 @@ class WorkerRecord(_Record):
 
     Attributes:
         host, pid, device: Where it runs.
-        seen: Unix time of the last sign of life, by the worker's clock.
-        state: ``running``, ``idle`` or ``stopped``.
+        started, seen: Unix time of its start and of the last sign of life, by the worker's clock.
+        state: ``starting`` (the objective is being imported), ``running``, ``idle``, ``paused``,
+            ``waiting`` (the database is away; only the worker's own node sees that) or
+            ``stopped``.
         trial, kind, rung, step, total_steps, lr, loss: What it is doing now.
         done, failed: Trials it has finished and failed.
+        note: Why it waits.
     """
 
     host: str
@@ -342,6 +359,7 @@ class WorkerRecord(_Record):
     loss: float | None = None
     done: int = 0
     failed: int = 0
+    note: str = ""
 
 
 def recipe_attr(prefix: str) -> str:

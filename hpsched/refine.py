@@ -43,10 +43,7 @@ CAP = 10.0  # the bowl's rim, in noise: a run worse than that says no more than 
 HEAVY = 0.3  # noise grows by this share of the distance from the best score
 SPREAD = 1.2  # octaves: how far a reliable range test is off (docs/calibration.md)
 WIDE = 2.5  # octaves: and an unreliable one, unless its window is wider still
-FAR, LEASH = (
-    1.5,
-    0.5,
-)  # octaves outside the tried rates from which, and how fast, optima are discounted
+FAR, LEASH = 1.5, 0.5  # octaves outside the tried rates from which, and how fast, optima count less
 TEMPER = 0.5  # a small unit explains scores by the bowl, not by noise: half of what it would earn
 TAILS = 4.0  # degrees of freedom of the prior: the range test is sometimes far off
 SLOPE_TAILS = 2.0  # and the horizon still more so: a model that overfits wants far lower rates
@@ -194,7 +191,7 @@ def refined(prior: Proposal, runs: Sequence[Run]) -> Proposal:
         centre=centre,
         low=bottom,
         high=below(window[1], centre, edge),
-        interval=(low, high),
+        interval=(low, below(high, centre, edge)),
         lr_diverged=edge,
         reliable=reliable,
         missed=prior.missed,

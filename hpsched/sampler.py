@@ -37,7 +37,7 @@ from hpsched.coordinates import (
 )
 from hpsched.errors import UsageError
 from hpsched.records import RecipeSpace
-from hpsched.storage import exclusive
+from hpsched.storage import exclusive, patiently
 
 #: Trials that samplers which fit a model to them are shown at most, and how many of these are the
 #: best ever; the others are the latest. More would cost time and teach little: TPE takes 25 at most
@@ -153,14 +153,15 @@ class OneCycleSampler(BaseSampler):
             now = self._snapshot(study)
             where = located(now, recipe)
             k = _refines(study, now.trials, trial, recipe, where)
+            held = where.holding(_given(study, trial, recipe))
             if k is not None:
-                values = where.standard(max_lr=where.refining(k) if where.evidence else None)
+                values = held.standard(max_lr=where.refining(k) if where.evidence else None)
             elif any(
                 t.number == trial.number and records.REFINES in t.user_attrs for t in now.telling
             ):  # with another recipe, whose result this would blur
-                values = where.standard()
+                values = held.standard()
             else:
-                values = where.from_search(self._propose(study, now, trial, where))
+                values = held.from_search(self._propose(study, now, trial, where))
             self._draws[key] = {recipe.name(field): v for field, v in values.items()}
         return self._draws[key]
 
@@ -199,6 +200,16 @@ def find_sampler(study: Study) -> OneCycleSampler | None:
     return sampler
 
 
+def _given(study: Study, trial: FrozenTrial, recipe: RecipeSpace) -> dict[str, float]:
+    """Field → value of what is not drawn here: enqueued, held by a PartialFixedSampler, stored."""
+    known = {
+        **getattr(study.sampler, "_fixed_params", {}),
+        **trial.system_attrs.get("fixed_params", {}),
+        **trial.params,
+    }
+    return {f: known[recipe.name(f)] for f in recipe.space if recipe.name(f) in known}
+
+
 def _trials(study: Study) -> list[FrozenTrial]:
     return study._get_trials(deepcopy=False, use_cache=False)
 
@@ -217,11 +228,15 @@ def _refines(
         return None
     if set(recipe.names) & set(trial.system_attrs.get("fixed_params", {})):  # read when asked for
         return None
-    with exclusive(study._storage, study.study_name):
-        k = _free_role(_trials(study), trial, recipe, where, many)
-        if k is not None:
-            study._storage.set_trial_user_attr(trial._trial_id, records.REFINES, k)
-    return k
+
+    def choose() -> int | None:
+        with exclusive(study._storage, study.study_name):
+            k = _free_role(_trials(study), trial, recipe, where, many)
+            if k is not None:
+                study._storage.set_trial_user_attr(trial._trial_id, records.REFINES, k)
+            return k
+
+    return patiently(choose, "choosing what to refine")
 
 
 def role_of(study: Study, trial_id: int) -> int | None:
@@ -245,7 +260,8 @@ def _free_role(
     held: dict[str, set[int]] = {}
     for other in trials:
         k = other.user_attrs.get(records.REFINES)
-        if k is not None and other.state != TrialState.FAIL and other.number != trial.number:
+        lost = other.state == TrialState.FAIL or _ran_out(other)
+        if k is not None and not lost and other.number != trial.number:
             held.setdefault(next(iter(spaces(other)), recipe).context_key, set()).add(k)
     first = not held or recipe.context_key == next(iter(held))
     roles: Sequence[int] = range(len(REFINING)) if first else LATER
@@ -257,7 +273,9 @@ def _free_role(
 
 def _whole(now: Snapshot) -> list[FrozenTrial]:
     """Trials that a base sampler may learn the user's own parameters from."""
-    return _on_one_scale(now, lambda trial: trial.params if _has_all(trial) else None)
+    return _on_one_scale(
+        now, lambda trial: trial.params if _has_all(trial) or _ran_out(trial) else None
+    )
 
 
 def _in_coordinates(
@@ -275,6 +293,8 @@ def _in_coordinates(
     ]
 
     def params_of(trial: FrozenTrial) -> Mapping[str, Any] | None:
+        if _ran_out(trial):  # which says nothing of the recipe
+            return None
         recipe = where.recipe
         for other in spaces(trial):
             if other.prefix == recipe.prefix:
@@ -302,6 +322,16 @@ def _for_space(trial: FrozenTrial) -> FrozenTrial | None:
     return _changed(trial, state=state)
 
 
+#: As Optuna keeps them.
+OUR_CONSTRAINTS = {
+    f"constraints:{name}" for name in (records.CONSTRAINT, records.MEMORY_CONSTRAINT)
+}
+
+
+def _ran_out(trial: FrozenTrial) -> bool:
+    return records.OUT_OF_MEMORY in trial.user_attrs
+
+
 def _has_all(trial: FrozenTrial) -> bool:
     return all(r.values(trial.params) is not None for r in spaces(trial))
 
@@ -321,11 +351,16 @@ def _on_one_scale(
             return None
         if trial.state != TrialState.PRUNED or not single:
             return _changed(trial, _params=params)
-        diverged = records.DIVERGED in trial.user_attrs
-        value = _worst(now) if diverged else now.values.get(trial.number)
+        lost = records.DIVERGED in trial.user_attrs or _ran_out(trial)
+        value = _worst(now) if lost else now.values.get(trial.number)
         if value is None:
             return None if spaces(trial) else _changed(trial, _params=params)
-        return _changed(trial, _params=params, state=TrialState.COMPLETE, _values=[value])
+        # The value says it; GP refuses studies in which only some trials have constraints.
+        attrs = trial.system_attrs
+        if lost:
+            attrs = {key: attrs[key] for key in attrs if key not in OUR_CONSTRAINTS}
+        state = TrialState.COMPLETE
+        return _changed(trial, _params=params, _system_attrs=attrs, state=state, _values=[value])
 
     if single and now.most and len(now.ordinary) > now.most:
         return _best_and_latest(now, now.most, shown)

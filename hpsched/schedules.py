@@ -203,6 +203,34 @@ def use_clr_beta(
     return _straight_lines(rates, _momenta(base, top), c, total_steps)
 
 
+# --- by policy ------------------------------------------------------------------------------------
+
+CLASSIC = "schedule:"
+"""A policy that is no one-cycle: this and a name in `GALLERY`, e.g. ``schedule:cosine``."""
+
+
+def follow(total_steps: int, *, policy: str, **recipe: float) -> OneCycleSchedules:
+    """What a recipe's run follows: `one_cycle`, or a classic schedule from ``max_lr`` down.
+
+    A classic one holds the momentum at ``max_momentum``, and has no use for the recipe's other
+    values. Raises UsageError as `one_cycle`, or for a schedule that is not in `classics`.
+    """
+    if not policy.startswith(CLASSIC):
+        return one_cycle(total_steps, policy=policy, **recipe)
+    name = policy.removeprefix(CLASSIC)
+    _one_of("schedule", name, classics())
+    made = GALLERY[name][1](total_steps, recipe["max_lr"])
+    assert not isinstance(made, OneCycleSchedules)
+    return OneCycleSchedules(made, lambda step: recipe["max_momentum"])
+
+
+def classics() -> list[str]:
+    """Names in `GALLERY` of whole schedules of the rate alone: no one-cycle, no sweep."""
+    made = {name: build(2, 1.0) for name, (_, build) in GALLERY.items()}
+    alone = [name for name, one in made.items() if not isinstance(one, OneCycleSchedules)]
+    return [name for name in alone if not name.startswith("range_test")]
+
+
 # --- learning-rate range test ---------------------------------------------------------------------
 
 

@@ -425,21 +425,26 @@ def learn(now: Snapshot, where: Coordinates, trial: FrozenTrial | None = None) -
     ended = tuple(
         number
         for number, (other, *_) in sorted(places.items())
-        if other.state == TrialState.PRUNED and records.DIVERGED not in other.user_attrs
+        if other.state == TrialState.PRUNED
+        and not {records.DIVERGED, records.OUT_OF_MEMORY} & set(other.user_attrs)
     )
     return Search(axes, tuple(seen), ended, tuple(pending), own_place)
 
 
 def expected(trials: Sequence[FrozenTrial], direction: StudyDirection) -> dict[int, float]:
     """Trial number → expected score (lower is better), of the trials that ran in full."""
-    search = of_study(trials, direction)
+    search = of_study(trials, (direction,))
     return search.expected if search else {}
 
 
-def of_study(trials: Sequence[FrozenTrial], direction: StudyDirection) -> Search | None:
-    """The search of a study's first recipe; None before one was asked for."""
-    now = Snapshot(trials, (direction,))
-    recipe = next((space for trial in trials for space in spaces(trial)), None)
+def of_study(
+    trials: Sequence[FrozenTrial],
+    directions: Sequence[StudyDirection],
+    recipe: RecipeSpace | None = None,
+) -> Search | None:
+    """The search of a recipe, by default the study's first; None before one was asked for."""
+    now = Snapshot(trials, directions)
+    recipe = recipe or next((space for trial in trials for space in spaces(trial)), None)
     return learn(now, located(now, recipe)) if recipe is not None else None
 
 

@@ -7,31 +7,28 @@ the next begins, so that a trial put back in the queue continues after what it h
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import optuna
 from optuna.trial import BaseTrial
 
-from hpsched import evidence, lr_curve, records, schedules, search
-from hpsched.coordinates import (
-    KAPPA_RANGE,
-    REFINING,
-    STANDARD_KAPPA,
-    STANDARD_RECIPE,
-    WEIGHT_DECAY_BOUNDS,
-    Snapshot,
-    coordinates,
-    located,
-)
-from hpsched.errors import TrainingError, UsageError
-from hpsched.records import CycleRecord, RecipeSpace, SweepRecord
+from hpsched import checkpoint, evidence, lr_curve, prestage, records, schedules, search
+from hpsched.coordinates import REFINING, WEIGHT_DECAY_BOUNDS
+from hpsched.errors import StorageError, TrainingError, UsageError
+from hpsched.observers import tell, until_end
+from hpsched.prestage import LONE_WEIGHT_DECAYS, SWEEP_STEPS, PreStage, checked_decays
+from hpsched.records import CycleRecord, RecipeSpace
 from hpsched.sampler import OneCycleSampler, find_sampler, role_of
 
 if TYPE_CHECKING:
     from hpsched.cycle import Cycle, Outcome, ScheduleDriver
+    from hpsched.observers import Observer
 
 Range = tuple[float, float] | float
 Train = Callable[["Cycle"], Any]
@@ -41,18 +38,7 @@ logger = logging.getLogger("hpsched")
 MAX_LR = (1e-6, 10.0)
 BASE_MOMENTUM = (0.75, 0.9)
 MAX_MOMENTUM = (0.9, 0.98)
-#: Weight decay of a range test while nothing better is known.
-SWEEP_WEIGHT_DECAY = 1e-4
-#: And of those that no search follows (Smith 1803.09820 section 4.4 tests 1e-3 … 1e-5 and 0).
-LONE_WEIGHT_DECAYS = (1e-4, 1e-3, 1e-5)
-SWEEP_STEPS = 100
-#: Range tests run again, further out, because their range missed the action, and how much further
-#: in rate and, at most, in steps.
-EXTENSIONS = 2
-FURTHER, LONGEST = 100.0, 2.0
-#: Of the study's budget in full cycles, what range tests may take (but one is always run).
-RANGE_TEST_SHARE = 0.05
-SHORTEST_SWEEP = 20
+CLASSIC_MOMENTUM = 0.9  # of schedules that hold it
 MIN_RUNG_STEPS = 50
 _LIMITS = {  # field: (lowest, highest, highest is allowed, log)
     "max_lr": (0.0, math.inf, False, True),
@@ -62,6 +48,10 @@ _LIMITS = {  # field: (lowest, highest, highest is allowed, log)
     "max_momentum": (0.0, 1.0, False, False),
     "weight_decay": (0.0, math.inf, False, True),
 }
+
+
+class OutOfMemory(optuna.TrialPruned):
+    """A search trial ran out of memory: pruned, with the reason in its attributes."""
 
 
 def suggest_onecycle(
@@ -98,7 +88,10 @@ def suggest_onecycle(
         weight_decay: By default searched in its natural unit κ = weight_decay × effective rate ×
             total_steps between 0.01 and 5, within stored bounds of 1e-8 and 1.
         final_div_factor: Final rate = initial rate / final_div_factor.
-        policy: ``cosine`` (two phases) or ``linear`` (Smith's three phases).
+        policy: ``cosine`` (two phases) or ``linear`` (Smith's three phases). Or another schedule
+            to compare with, ``schedule:NAME`` (:func:`hpsched.schedules.classics` names them), of
+            which max_lr and weight decay are searched, at a constant momentum of 0.9 or the
+            nearest that the bounds allow. A study of ``hpsched compare`` decides by itself.
         context: What the right max_lr depends on, e.g. ``{"batch_size": 128}``: range tests are
             pooled per context.
         prefix: Put before each parameter's name, so that two recipes, or a ``weight_decay`` of
@@ -126,10 +119,14 @@ def suggest_onecycle(
         "max_momentum": max_momentum,
         "weight_decay": weight_decay,
     }
-    space, fixed = _space(given, final_div_factor)
     _check_momenta(given)
-    if policy not in ("cosine", "linear"):
+    policy = _study_policy(trial) or policy
+    if policy.startswith(schedules.CLASSIC):
+        given |= _held(given)
+        schedules.follow(1, policy=policy, max_lr=1.0, max_momentum=0.0)  # refuses unknown names
+    elif policy not in ("cosine", "linear"):
         raise UsageError(f"policy={policy!r}: 'cosine' or 'linear'.")
+    space, fixed = _space(given, final_div_factor)
     if context is not None and not isinstance(context, Mapping):
         raise UsageError(f"context={context!r}: a dict such as {{'batch_size': 128}}.")
     recipe = RecipeSpace(
@@ -144,7 +141,7 @@ def suggest_onecycle(
     )
     _check_collision(trial, recipe)
     trial.set_user_attr(records.recipe_attr(prefix), recipe.to_json())
-    return OneCycle(trial, recipe, _sweep_options(range_test, recipe))
+    return OneCycle(trial, recipe, prestage.of(trial, recipe, range_test))
 
 
 def rung_ladder(
@@ -189,14 +186,13 @@ class OneCycle:
     ``final_div_factor``, ``policy``.
     """
 
-    def __init__(
-        self, trial: BaseTrial, recipe: RecipeSpace, sweep: Mapping[str, Any] | None
-    ) -> None:
+    def __init__(self, trial: BaseTrial, recipe: RecipeSpace, pre_stage: PreStage | None) -> None:
         self._trial = trial
         self._recipe = recipe
-        self._sweep = sweep
+        self._pre_stage = pre_stage
         self._values: dict[str, float] = {}
         self._ran = False
+        self._observers: Sequence[Observer] = ()
 
     @property
     def max_lr(self) -> float:
@@ -235,8 +231,30 @@ class OneCycle:
 
     @property
     def policy(self) -> str:
-        """``cosine`` or ``linear``."""
+        """``cosine`` or ``linear``, or ``schedule:NAME``."""
         return self._recipe.policy
+
+    def known(self) -> dict[str, Any]:
+        """What :meth:`to_dict` gives, without the values that have not been suggested yet."""
+        if not isinstance(self._trial, optuna.trial.Trial):
+            with suppress(ValueError):  # a fixed trial that lacks one
+                return self.to_dict()
+        values = {**self._recipe.fixed, **self._suggested()}
+        ordered = [*records.FIELDS, "final_div_factor"]
+        return {
+            **{field: values[field] for field in ordered if field in values},
+            "policy": self.policy,
+        }
+
+    def _suggested(self) -> dict[str, float]:
+        params, name = self._trial.params, self._recipe.name
+        return {field: params[name(field)] for field in self._recipe.space if name(field) in params}
+
+    def _repr_html_(self) -> str:
+        """In a notebook: a table and the schedule."""
+        from hpsched.notebook import one_cycle_html
+
+        return one_cycle_html(self)
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as plain values: the six, final_div_factor and policy."""
@@ -250,8 +268,13 @@ class OneCycle:
         """Arguments for ``torch.optim.lr_scheduler.OneCycleLR`` over ``total_steps`` steps.
 
         ``pct_start`` is the one rounded to a whole step, for which torch hits the peak.
+
+        Raises:
+            UsageError: The recipe follows another schedule.
         """
         values = self.to_dict()
+        if self.policy.startswith(schedules.CLASSIC):
+            raise UsageError(f"policy={self.policy!r} is no one-cycle: use lr_lambda, or schedule.")
         return {
             "max_lr": values["max_lr"],
             "total_steps": total_steps,
@@ -265,6 +288,16 @@ class OneCycle:
             "div_factor": values["div_factor"],
             "final_div_factor": values["final_div_factor"],
         }
+
+    def lr_lambda(self, total_steps: int) -> Callable[[int], float]:
+        """The rate over max_lr, for ``torch.optim.lr_scheduler.LambdaLR``: step → factor.
+
+        For what takes schedulers only, such as ``SequentialLR``. Build the optimizer with
+        ``lr=max_lr``; groups with other rates keep their ratio to it. A scheduler leaves momentum
+        alone: :meth:`schedule` and ``OneCycleLR(optimizer, **torch_kwargs(…))`` drive it, too.
+        """
+        lr, max_lr = self._schedules(total_steps).lr, self.max_lr
+        return lambda step: lr(step) / max_lr
 
     def schedule(self, optimizer: Any, total_steps: int) -> ScheduleDriver:
         """Drive ``optimizer`` through this recipe in a training loop of your own.
@@ -289,19 +322,28 @@ class OneCycle:
         cycle = self._cycle("final", total_steps, seed, name=f"final-{seed}")
         return _value_of(cycle, train)
 
-    def run(self, train: Train) -> float:
+    def run(self, train: Train, observers: Sequence[Observer] = ()) -> float:
         """One trial, start to end: range test if wanted, then rungs of complete cycles.
 
         ``train(cycle)`` is called once for each; see :class:`~hpsched.Cycle`. A trial put back in
         the queue continues after the rungs it has.
 
+        Args:
+            train: One training run.
+            observers: Told of the range test, each cycle and the trial's end; see
+                :mod:`hpsched.integrations` for TensorBoard, MLflow and Weights & Biases.
+
         Returns:
             What ``train`` returned for the full cycle: the trial's value.
 
         Raises:
-            optuna.TrialPruned: The trial was pruned after a rung, or a run diverged.
+            optuna.TrialPruned: The trial was pruned after a rung, a run diverged, or ran out of
+                memory (:class:`OutOfMemory`).
+            MemoryError: A confirmation ran out of memory: that says nothing of its recipe, which
+                is to be confirmed all the same.
             TrainingError: ``train`` broke its contract.
-            UsageError: total_steps was not given, or ``run`` was called twice in one trial.
+            UsageError: total_steps was not given, ``run`` was called twice in one trial, or that is
+                a proxy of a trial.
         """
         if self._recipe.total_steps is None:
             raise UsageError(
@@ -311,11 +353,22 @@ class OneCycle:
         if self._ran:
             raise UsageError("OneCycle.run was called twice in one trial: one run, one value.")
         self._ran = True
-        if not isinstance(self._trial, optuna.trial.Trial):
+        if isinstance(self._trial, optuna.trial.FixedTrial | optuna.trial.FrozenTrial):
             return self.train(train, self._recipe.total_steps)
-        if records.CONFIRMS in self._trial.user_attrs:
+        if not isinstance(self._trial, optuna.trial.Trial):
+            raise UsageError(
+                f"OneCycle.run got a {type(self._trial).__name__}, which has no study to search "
+                "with: pass the optuna.Trial itself, where several processes train together to "
+                "rank 0 alone (hpsched.integrations.distributed)."
+            )
+        self._observers = observers
+        return until_end(observers, self._trial, lambda: self._course(train))
+
+    def _course(self, train: Train) -> float:
+        if records.CONFIRMS in self._study_trial().user_attrs:
             return self._confirm(train)
-        self._range_test(train)
+        if self._range_test(train) and self._pre_stage and (doubt := self._pre_stage.doubt()):
+            logger.warning("trial %d: range test: %s", self._study_trial().number, doubt)
         self.to_dict()  # all six before the first cycle, so that any end leaves a whole trial
         return self._climb(train)
 
@@ -326,12 +379,13 @@ class OneCycle:
             return self._recipe.fixed[field]
         if field not in self._values:
             # The first read draws all six, so later ones come too late to ask.
-            if not self._ran and not self._values and self._wants_range_test():
+            stage = self._pre_stage
+            if not self._ran and not self._values and stage and stage.wants_another():
                 evidence.warn_once(
                     f"{field} was read before run(): this trial is drawn without a range test of "
                     "its own. Call suggest_onecycle(...).run(train) first to get one."
                 )
-                self._sweep = None
+                self._pre_stage = None
             low, high, log = self._recipe.space[field]
             self._values[field] = self._trial.suggest_float(
                 self._recipe.name(field), low, high, log=log
@@ -341,7 +395,7 @@ class OneCycle:
     def _schedules(self, total_steps: int) -> schedules.OneCycleSchedules:
         values = self.to_dict()
         values.pop("weight_decay")
-        return schedules.one_cycle(total_steps, **values)
+        return schedules.follow(total_steps, **values)
 
     # -- runs --------------------------------------------------------------------------------
 
@@ -350,7 +404,7 @@ class OneCycle:
         value = math.nan
         for rung, steps in rungs.items():
             key = f"{records.RUNG}{rung}"
-            kept = self._record(key)
+            kept = self._kept("rung", rung, key)
             record = kept or self._run_cycle(train, "rung", rung, steps, key)
             if record.value is None:
                 self._end_diverged(f"rung {rung} ({steps} steps): {record.diverged}")
@@ -374,8 +428,12 @@ class OneCycle:
             return (
                 "told what the short cycles of this rate give; a later trial runs the best in full"
             )
-        by_model = getattr(self._study_trial().study.pruner, "by_model", False)
-        return "not likely enough to be the best" if by_model else "the pruner ended it"
+        return "not likely enough to be the best" if self._by_model else "the pruner ended it"
+
+    @property
+    def _by_model(self) -> bool:
+        """Whether the search's model decides which trials run on."""
+        return bool(getattr(self._study_trial().study.pruner, "by_model", False))
 
     def _settles(self) -> bool:
         """Whether this is the refining trial that tries what was found at full length."""
@@ -383,10 +441,10 @@ class OneCycle:
         return role_of(trial.study, trial._trial_id) == len(REFINING) - 1
 
     def _confirm(self, train: Train) -> float:
-        self._sweep = None
+        self._pre_stage = None
         self.to_dict()
         rung, steps = self._recipe.rungs[-1]
-        record = self._record(records.CONFIRM) or self._run_cycle(
+        record = self._kept("confirm", rung, records.CONFIRM) or self._run_cycle(
             train, "confirm", rung, steps, records.CONFIRM
         )
         if record.value is None:
@@ -406,22 +464,39 @@ class OneCycle:
         begun = [f"{records.RUNG}{index}" in trial.user_attrs for index, _ in every]
         if begun[-1]:  # put back in the queue when all was done: its ladder is what it ran
             return {index: n for (index, n), ran in zip(every, begun, strict=True) if ran}
-        by_model = getattr(trial.study.pruner, "by_model", False)
-        if not by_model or any(begun) or role_of(trial.study, trial._trial_id) is not None:
+        if not self._by_model or any(begun) or role_of(trial.study, trial._trial_id) is not None:
             return dict(every)
-        now = Snapshot(trial.study.get_trials(deepcopy=False), trial.study.directions)
-        known = search.learn(now, located(now, self._recipe))
+        trials = trial.study.get_trials(deepcopy=False)
+        known = search.of_study(trials, trial.study.directions, self._recipe)
         return dict(every if known is None or known.trusts_rungs else every[-1:])
 
     def _run_cycle(self, train: Train, kind: Any, rung: int, steps: int, key: str) -> CycleRecord:
-        from hpsched.cycle import execute, free_memory
-
         trial = self._study_trial()
         cycle = self._cycle(kind, steps, self._seed(kind, rung), rung=rung)
         logger.info("trial %d: %s %d, %d steps", trial.number, kind, rung, steps)
-        outcome = execute(cycle, train)
-        free_memory()
+        outcome = self._execute(cycle, train)
         return self._store(cycle, outcome, key)
+
+    def _execute(self, cycle: Cycle, train: Train) -> Outcome:
+        """Run ``train(cycle)``; afterwards the memory it took is free, however it ended."""
+        from hpsched.cycle import execute, free_memory, out_of_memory
+
+        try:
+            outcome = execute(cycle, train)
+        except StorageError:  # the trial goes back into the queue, to go on from its checkpoint
+            raise
+        except Exception as error:
+            checkpoint.current().forget_failed(cycle.name)
+            reason = out_of_memory(error)
+            if reason is None:
+                raise
+        else:
+            free_memory()
+            return outcome
+        # Only here has Python let go of the error, and with its traceback of train's variables.
+        gc.collect()
+        free_memory()
+        self._end_out_of_memory(f"{cycle.kind} {cycle.rung} ({cycle.total_steps} steps): {reason}")
 
     def _store(self, cycle: Cycle, outcome: Outcome, key: str) -> CycleRecord:
         self._given = outcome.value if isinstance(outcome.value, list) else None
@@ -437,82 +512,23 @@ class OneCycle:
             curves=cycle.curves(),
         )
         self._study_trial().set_user_attr(key, record.to_json())
+        checkpoint.current().forget(cycle.name)
+        tell(self._observers, "on_rung", self._study_trial(), record)
         return record
 
     _given: list[float] | None = None  # several objectives: the values as train returned them
 
-    def _range_test(self, train: Train) -> None:
-        from hpsched.cycle import execute, free_memory
-
-        if not self._wants_range_test():
-            return
+    def _range_test(self, train: Train) -> bool:
+        """Run a sweep if the study wants one more; whether it did."""
+        stage = self._pre_stage
+        if stage is None or not stage.claim():
+            return False
         trial = self._study_trial()
-        cycle = self._sweep_cycle()
+        cycle = stage.cycle(self._seed("range_test", 0), self._name("range_test", 0))
         logger.info("trial %d: range test, %d steps", trial.number, cycle.total_steps)
-        outcome = execute(cycle, train)
-        free_memory()
-        record = self._sweep_record(cycle, outcome)
-        trial.set_user_attr(records.RANGE_TEST, record.to_json())
-        test = evidence.range_test(record)
-        if test.reliable:
-            logger.info("trial %d: range test suggests %.3g", trial.number, test.suggestion)
-        elif doubt := evidence.doubt(self._own_sweeps()):  # together they may still be clear
-            logger.warning("trial %d: range test: %s", trial.number, doubt)
-
-    def _sweep_cycle(self) -> Cycle:
-        from hpsched.cycle import Cycle
-
-        assert self._sweep is not None
-        options, momentum = self._sweep, self._typical("base_momentum")
-        own = self._own_sweeps()
-        decays = options["weight_decays"]
-        start, end, steps = _extended(options, own)
-        return Cycle(
-            values={
-                **{field: self._typical(field) for field in ("div_factor", "pct_start")},
-                "max_lr": end,
-                "base_momentum": momentum,
-                "max_momentum": momentum,
-                "weight_decay": (
-                    decays[len(own) % len(decays)] if decays else self._telling_decay(own)
-                ),
-                "final_div_factor": self.final_div_factor,
-            },
-            schedules=schedules.OneCycleSchedules(
-                lr=schedules.range_test(steps, start, end, options["mode"]),
-                momentum=schedules.constant(momentum),
-            ),
-            total_steps=steps,
-            seed=self._seed("range_test", 0),
-            kind="range_test",
-            name=self._name("range_test", 0),
-            policy=self.policy,
-            explicit_momentum=self._recipe.explicit_momentum,
-            validate_every=options["validate_every"],
-            stop_diverged=options["stop_diverged"],
-        )
-
-    def _sweep_record(self, cycle: Cycle, outcome: Outcome) -> SweepRecord:
-        losses = cycle.losses()
-        driver = cycle.driver
-        assert driver is not None
-        return SweepRecord(
-            name=cycle.name,
-            context_key=self._recipe.context_key,
-            lrs=tuple(float(f"{cycle.schedules.lr(i):.6g}") for i in range(cycle.total_steps)),
-            losses=tuple(records.significant(loss) for loss in losses),
-            momentum=cycle.base_momentum,
-            weight_decay=cycle.weight_decay,
-            seed=cycle.seed,
-            optimizer=driver.optimizer_name,
-            momentum_name=driver.momentum_name,
-            steps=outcome.steps,
-            seconds=round(outcome.seconds, 4),
-            validation={
-                metric: [(step, records.significant(value)) for step, value in points]
-                for metric, points in cycle.validation.items()
-            },
-        )
+        test = stage.keep(cycle, self._execute(cycle, train))
+        tell(self._observers, "on_range_test", trial, test)
+        return True
 
     def _cycle(self, kind: Any, steps: int, seed: int, *, rung: int = 0, name: str = "") -> Cycle:
         from hpsched.cycle import Cycle
@@ -537,64 +553,14 @@ class OneCycle:
         assert isinstance(self._trial, optuna.trial.Trial)
         return self._trial
 
-    def _wants_range_test(self) -> bool:
-        trial = self._trial
-        if self._sweep is None or not isinstance(trial, optuna.trial.Trial):
-            return False
-        if records.RANGE_TEST in trial.user_attrs or records.CONFIRMS in trial.user_attrs:
-            return False
-        sampler = find_sampler(trial.study)
-        if sampler is None:
-            evidence.warn_once(
-                f"study {trial.study.study_name!r} does not use hpsched.OneCycleSampler: "
-                "suggest_onecycle is a plain search space here and runs no range test."
-            )
-            return False
-        own = self._own_sweeps()
-        useful = [record for record in own if evidence.range_test(record).missed is None]
-        wanted = len(useful) < sampler.range_tests and len(own) < sampler.range_tests + EXTENSIONS
-        return wanted and self._affordable()
-
-    def _affordable(self) -> bool:
-        """Whether another range test stays within its share of the budget; the first always is."""
-        study = self._study_trial().study
-        settings = study.user_attrs.get(records.SETTINGS, {})
-        cycles = settings.get("cycles") or settings.get("trials")
-        spent = [record.steps for record in evidence.sweeps(study.get_trials(deepcopy=False))]
-        if not spent or cycles is None or self._recipe.total_steps is None:
-            return True
-        assert self._sweep is not None
-        budget = RANGE_TEST_SHARE * cycles * self._recipe.total_steps
-        _, _, steps = _extended(self._sweep, self._own_sweeps())
-        return bool(sum(spent) + steps <= budget)
-
-    def _telling_decay(self, own: list[SweepRecord]) -> float:
-        """Weight decay of the next range test: typical, or, every second time, the largest.
-
-        The pair says whether the large weight decays of the search are stable at the rates that
-        the typical one suggests.
-        """
-        if "weight_decay" in self._recipe.fixed:
-            return self._recipe.fixed["weight_decay"]
-        trials = self._study_trial().study.get_trials(deepcopy=False)
-        where = coordinates(trials, self._recipe, self._study_trial().study.directions)
-        kappa = KAPPA_RANGE[1] if len(own) % 2 else STANDARD_KAPPA
-        if where.evidence is None or not where.evidence.prior.reliable:
-            return self._clip("weight_decay", SWEEP_WEIGHT_DECAY)
-        if where.uses_kappa:
-            return where.standard(kappa)["weight_decay"]
-        low, high, _ = where.space_of("weight_decay")
-        return high if len(own) % 2 else min(max(SWEEP_WEIGHT_DECAY, low), high)
-
-    def _own_sweeps(self) -> list[SweepRecord]:
-        study = self._study_trial().study
-        trials = study.get_trials(deepcopy=False)
-        return evidence.of_context(trials, self._recipe.context_key)
-
-    def _record(self, key: str) -> CycleRecord | None:
+    def _kept(self, kind: str, rung: int, key: str) -> CycleRecord | None:
+        """The record of a run that ended before the trial was put back in the queue."""
         data = self._study_trial().user_attrs.get(key)
-        where = f"trial {self._study_trial().number}: {key}"
-        return None if data is None else CycleRecord.from_json(data, where)
+        if data is None:
+            return None
+        # Its checkpoint is there still, if the worker died between storing and removing.
+        checkpoint.current().forget(self._name(kind, rung))
+        return CycleRecord.from_json(data, f"trial {self._study_trial().number}: {key}")
 
     def _report(self, value: float, rung: int) -> None:
         trial = self._study_trial()
@@ -609,11 +575,22 @@ class OneCycle:
             trial.set_constraint(records.CONSTRAINT, 1.0)
         raise optuna.TrialPruned(f"diverged: {reason}")
 
+    def _end_out_of_memory(self, reason: str) -> NoReturn:
+        trial = self._study_trial()
+        trial.set_user_attr(records.OUT_OF_MEMORY, reason)
+        if records.CONFIRMS in trial.user_attrs:
+            raise MemoryError(f"out of memory: {reason}")
+        trial.set_constraint(records.MEMORY_CONSTRAINT, 1.0)
+        raise OutOfMemory(f"out of memory: {reason}")
+
     def _seed(self, kind: str, rung: int) -> int:
-        return records.derive_seed(self._study_seed(), self._origin(), kind, rung)
+        paired = self._study_trial().user_attrs.get(records.SEED)
+        if paired is not None:
+            return int(paired)
+        return records.derive_seed(self._study_seed, self._origin(), kind, rung)
 
     def _name(self, kind: str, rung: int) -> str:
-        return f"{self._study_trial().study.study_name}-trial{self._origin()}-{kind}{rung}"
+        return checkpoint.run_name(self._study_trial().study.study_name, self._origin(), kind, rung)
 
     def _origin(self) -> int:
         """Number of the trial whose seeds these are: a retried copy keeps its first's."""
@@ -624,22 +601,13 @@ class OneCycle:
             return trial.number
         return int(origin)
 
+    @cached_property
     def _study_seed(self) -> int | str:
         study = self._study_trial().study
         stored = study.user_attrs.get(records.SETTINGS, {}).get("seed")
         sampler = find_sampler(study)
         own = sampler.seed if sampler else None
         return next((seed for seed in (stored, own) if seed is not None), study.study_name)
-
-    def _typical(self, field: str) -> float:
-        """The standard recipe's value, within this recipe's range."""
-        return self._clip(field, STANDARD_RECIPE[field])
-
-    def _clip(self, field: str, value: float) -> float:
-        if field in self._recipe.fixed:
-            return self._recipe.fixed[field]
-        low, high, _ = self._recipe.space[field]
-        return min(max(value, low), high)
 
 
 def find_lr(
@@ -678,7 +646,7 @@ def find_lr(
     """
     if replicates < 1:
         raise UsageError(f"replicates={replicates!r}: at least 1.")
-    sweeps = replicates * len(_weight_decays(weight_decays) or (1,))
+    sweeps = replicates * len(checked_decays(weight_decays) or (1,))
     sampler = OneCycleSampler(range_tests=sweeps, seed=seed)
     study = optuna.create_study(sampler=sampler, study_name="lr-find")
     sweep = {
@@ -700,10 +668,31 @@ def find_lr(
 def _value_of(cycle: Cycle, train: Train) -> float:
     from hpsched.cycle import execute
 
-    outcome = execute(cycle, train)
+    try:
+        outcome = execute(cycle, train)
+    except Exception:
+        checkpoint.current().forget_failed(cycle.name)
+        raise
+    checkpoint.current().forget(cycle.name)
     if outcome.diverged:
         raise TrainingError(f"The run diverged: {outcome.diverged}.")
     return outcome.value  # type: ignore[no-any-return]
+
+
+def _study_policy(trial: BaseTrial) -> str | None:
+    """What every recipe of the trial's study follows, if its settings say so."""
+    if not isinstance(trial, optuna.trial.Trial):
+        return None
+    policy = trial.study.user_attrs.get(records.SETTINGS, {}).get("policy")
+    return None if policy is None else str(policy)
+
+
+def _held(given: Mapping[str, Range]) -> dict[str, Range]:
+    """The values that a classic schedule has no use for; its momentum stays as it is."""
+    (low, _), (_, high) = (_ends(f, given[f]) for f in ("base_momentum", "max_momentum"))
+    momentum = min(max(CLASSIC_MOMENTUM, low), high)
+    both = {"base_momentum": momentum, "max_momentum": momentum}
+    return {"div_factor": 1.0, "pct_start": 0.0, **both}
 
 
 def _space(
@@ -751,77 +740,6 @@ def _check_momenta(given: Mapping[str, Range]) -> None:
             f"max_momentum={given['max_momentum']!r}: momentum falls from max to base while the "
             "rate rises, so keep base_momentum's high at or below max_momentum's low."
         )
-
-
-def _sweep_options(wanted: Any, recipe: RecipeSpace) -> dict[str, Any] | None:
-    if wanted is False or "max_lr" not in recipe.space or recipe.total_steps is None:
-        return None
-    low, high, _ = recipe.space["max_lr"]
-    if low == high:
-        return None
-    steps = max(SHORTEST_SWEEP, min(SWEEP_STEPS, recipe.total_steps // 3))
-    options: dict[str, Any] = {
-        "num_iter": steps,
-        "start_lr": low,
-        "end_lr": high,
-        "mode": "exp",
-        "validate_every": None,
-        "stop_diverged": True,
-        "weight_decays": None,
-        "extend": True,
-    }
-    if isinstance(wanted, Mapping):
-        unknown = sorted(set(wanted) - set(options))
-        if unknown:
-            raise UsageError(f"range_test has unknown keys {unknown}: use {sorted(options)}.")
-        chosen = {"start_lr", "end_lr"} & set(wanted) or wanted.get("mode") == "linear"
-        options |= {"extend": not chosen, **wanted}
-    elif wanted is not True:
-        raise UsageError(f"range_test={wanted!r}: True, False or a dict of options.")
-    schedules.range_test(  # refuses bad options here rather than inside the first trial
-        options["num_iter"], options["start_lr"], options["end_lr"], options["mode"]
-    )
-    if not options["start_lr"] > 0:  # a linear sweep could begin at 0, but no curve in log rate
-        raise UsageError(f"start_lr={options['start_lr']!r}: a positive rate, e.g. 1e-6.")
-    _check_every(options["validate_every"])
-    options["weight_decays"] = _weight_decays(options["weight_decays"])
-    return options
-
-
-def _extended(options: Mapping[str, Any], own: Sequence[SweepRecord]) -> tuple[float, float, int]:
-    """First rate, last rate and steps of the next sweep: further out where one missed the action.
-
-    Steps grow with the decades, so that the curve stays as fine, but not beyond twice as many.
-    """
-    start, end = float(options["start_lr"]), float(options["end_lr"])
-    if not options["extend"]:
-        return start, end, options["num_iter"]
-    decades = math.log(end / start)
-    for record in own:
-        missed = evidence.range_test(record).missed
-        start = min(start, record.lrs[0] / FURTHER if missed == "low" else start)
-        end = max(end, record.lrs[-1] * FURTHER if missed == "high" else end)
-    longer = min(math.log(end / start) / decades, LONGEST)
-    return start, end, round(options["num_iter"] * longer)
-
-
-def _check_every(steps: Any) -> None:
-    whole = isinstance(steps, int) and not isinstance(steps, bool)
-    if steps is not None and not (whole and steps >= 1):
-        raise UsageError(f"validate_every={steps!r}: steps between validations, at least 1.")
-
-
-def _weight_decays(given: Any) -> tuple[float, ...] | None:
-    """The weight decays to sweep with, checked; None: the default ones."""
-    if given is None:
-        return None
-    try:
-        decays = tuple(map(float, given)) if not isinstance(given, str) else ()
-    except (TypeError, ValueError):
-        decays = ()
-    if not decays or not all(0 <= decay < math.inf for decay in decays):
-        raise UsageError(f"weight_decays={given!r}: numbers of 0 or more, e.g. [1e-3, 1e-4].")
-    return decays
 
 
 def _check_collision(trial: BaseTrial, recipe: RecipeSpace) -> None:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -101,14 +101,21 @@ class RangeTests:
         return choose(found, "validation loss" if validated else "loss")
 
     def figure(self) -> go.Figure:
-        """Draw all curves with the proposal (needs plotly)."""
+        """Draw all curves, training and validation, with the proposal (needs plotly)."""
+        from hpsched.present import rate_text
         from hpsched.range_test_figure import range_test_figure
 
-        return range_test_figure(self.tests, self.proposal)
+        title, found = None, self.proposal
+        if len(self.by_weight_decay) > 1 and self.weight_decay is not None and found.reliable:
+            decay, centre = rate_text(self.weight_decay), rate_text(found.centre)
+            title = f"Weight decay {decay}, max_lr around {centre}"
+        return range_test_figure(self.tests, found, title)
 
-    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> Any:
-        """In a notebook, they show their figure, as plotly would."""
-        return self.figure()._repr_mimebundle_(include, exclude)
+    def _repr_html_(self) -> str:
+        """In a notebook: tables and the curves; :meth:`figure` is the interactive one."""
+        from hpsched.notebook import range_tests_html
+
+        return range_tests_html(self)
 
     def __repr__(self) -> str:
         return f"<RangeTests of {len(self.tests)} sweeps: {self.reason}>"

@@ -61,6 +61,7 @@ _RULES = (
     "coordinates",
     "sampler",
     "pruner",
+    "prestage",
     "suggest",
 )
 SHARES = (9, 3)  # short cycles take total_steps / share

@@ -124,11 +124,6 @@ def tpe(seed: int) -> BaseSampler:
     return optuna.samplers.TPESampler(seed=seed)
 
 
-def tpe_liar(seed: int) -> BaseSampler:
-    """As its documentation advises for several workers."""
-    return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
-
-
 def gp(seed: int) -> BaseSampler:
     """Optuna's Gaussian process."""
     return optuna.samplers.GPSampler(seed=seed, deterministic_objective=False)

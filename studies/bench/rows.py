@@ -30,7 +30,8 @@ RESULTS = Path(__file__).parent / "results" / "search"
 #: Modules of hpsched that a search follows from.
 RULES = (
     *("cycle", "schedules", "divergence", "lr_curve", "proposal", "refine", "evidence", "records"),
-    *("coordinates", "surrogate", "search", "sampler", "pruner", "suggest", "ledger", "study"),
+    *("coordinates", "surrogate", "search", "sampler", "pruner", "prestage", "suggest"),
+    *("ledger", "study"),
 )
 #: Seeds that each recipe a race named is run again with; the same for all methods.
 FRESH_SEEDS = range(1_000_000, 1_000_005)

@@ -175,22 +175,10 @@ class Unsearched(Task):
     start: Callable[[Task, nn.Module, int], tuple[Optimizer, Callable[[], None]]]
 
     def _fit(self, cycle: hpsched.Cycle, look: Any = None) -> nn.Module:
-        torch.set_num_threads(1)
-        data = self.data()
-        torch.manual_seed(cycle.seed)
-        model = self.model()
+        model = self._new_model(cycle)
         optimizer, after_step = self.start(self, model, cycle.total_steps)
         stand_in = torch.optim.SGD([torch.zeros(1)], cycle.max_lr, momentum=cycle.max_momentum)
-        schedule = cycle.schedule(stand_in)
-        for rows in cycle.batches(_Rows(len(data.x), self.batch_size)):
-            loss = self.loss(model(data.x[rows]), data.y[rows])
-            optimizer.zero_grad()
-            loss.backward()
-            if self.clip is not None:
-                nn.utils.clip_grad_norm_(model.parameters(), self.clip)
-            optimizer.step()
-            after_step()
-            schedule.step(loss)
+        self._run(cycle, model, optimizer, cycle.schedule(stand_in), lambda _: after_step())
         if hasattr(optimizer, "eval"):
             self._average(model, optimizer)
         return model

@@ -4,9 +4,11 @@
 
 Per row, ``lr_range_test`` (all of it: snapshot, sweep, restore, reading the curve) and a bare
 loop of 100 steps run in turn, many times, in one process on one thread, each order as often as the
-other, so that a change of the machine's pace meets both. Shown are the medians in milliseconds per
-step, the median of the paired ratios finder/loop with its quartiles, and what snapshot and restore
-take, in milliseconds per sweep. Goal: a ratio of at most 1.05 from 3 ms per step on.
+other, so that a change of the machine's pace meets both. Times are the processor's, which other
+processes on a busy machine lengthen least. Shown are the medians in milliseconds per step, the
+median of the paired ratios finder/loop with its quartiles, and what snapshot and restore take, in
+milliseconds per sweep. Nothing is learned here, so that reading the curve takes longest: it is
+smoothed three times. Goal: a ratio of at most 1.05.
 """
 
 from __future__ import annotations
@@ -103,9 +105,9 @@ def snapshot(task: Task) -> None:
 
 
 def milliseconds(run: Callable[[Task], None], task: Task) -> float:
-    started = time.perf_counter()
+    started = time.process_time()
     run(task)
-    return (time.perf_counter() - started) * 1e3
+    return (time.process_time() - started) * 1e3
 
 
 def measure(task: Task, repeats: int) -> tuple[list[float], list[float], list[float]]:

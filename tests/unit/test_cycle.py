@@ -921,6 +921,31 @@ def test_an_exception_of_train_reaches_the_caller() -> None:
         execute(make_cycle(), train)
 
 
+@pytest.mark.parametrize("kind", ["range_test", "rung"])
+def test_advance_says_when_to_end_and_never_raises_the_stop(kind: Any) -> None:
+    def train(cycle: Cycle) -> float:
+        schedule = cycle.schedule(sgd(cycle))
+        losses = [1.0] * 30 + [math.nan] * 30
+        said = [schedule.advance(loss) for loss in losses]
+        assert said == [True] * 39 + [False] * 21  # the block of ten that has the first NaN
+        assert cycle.should_stop
+        return 0.0
+
+    outcome = execute(make_cycle(60, kind), train)
+    assert (outcome.value, outcome.steps) == (None, 40)
+    assert (outcome.diverged is None) == (kind == "range_test")
+
+
+def test_advance_sets_the_rates_of_step_and_raises_its_errors() -> None:
+    cycle, optimizer = make_cycle(20), sgd()
+    schedule = cycle.schedule(optimizer)
+    for step in range(20):
+        assert optimizer.param_groups[0]["lr"] == cycle.schedules.lr(step)
+        assert schedule.advance(torch.tensor(1.0))
+    with pytest.raises(TrainingError, match=r"shape \(2,\)"):
+        schedule.advance(torch.ones(2))
+
+
 # ------------------------------------------------------------------ execute: the contract
 
 

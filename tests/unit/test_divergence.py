@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 from planted import CURVES, GOOD, Array, Curve, X, noise, of, truth
 
-from hpsched.divergence import collapsed, exploded, should_stop
+from hpsched.divergence import (
+    MIN_POINTS,
+    ROUNDING,
+    collapsed,
+    exploded,
+    jitter,
+    median,
+    running_median,
+    should_stop,
+)
 from hpsched.lr_curve import RangeTest
 
 
@@ -23,6 +32,30 @@ def features(test: RangeTest) -> tuple[float, float, float]:
 def stops_at(losses: Array, block: int = 10) -> int | None:
     blocks = range(block, len(losses) + block, block)
     return next((k for k in blocks if should_stop(losses[:k])), None)
+
+
+def plainly_stops(y: Array) -> bool:
+    """The rule without its shortcuts."""
+    start = np.median(y[:MIN_POINTS])
+    smooth = np.array([np.median(y[min(max(i - 2, 0), len(y) - 5) :][:5]) for i in range(len(y))])
+    gain = np.maximum(start - np.minimum.accumulate(smooth), 0)
+    margin = np.maximum(gain, max(8 * jitter(y), ROUNDING * abs(start)))
+    return bool((smooth > start + margin).any())
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.02, 0.3, 2.0])
+@pytest.mark.parametrize("loss", CURVES)
+def test_shortcuts_change_no_decision(loss: Curve, sigma: float) -> None:
+    losses = np.round(loss(X) + noise(100, 0, sigma), 3)  # ties, too
+    for k in range(MIN_POINTS, 101):
+        assert should_stop(losses[:k]) == plainly_stops(losses[:k])
+        assert median(losses[:k]) == np.median(losses[:k])
+
+
+def test_a_running_median_is_that_of_the_window() -> None:
+    y = noise(11, 0, 1.0)
+    inner = [float(np.median(y[i - 2 : i + 3])) for i in range(2, 9)]
+    assert running_median(y, 5).tolist() == [*[inner[0]] * 2, *inner, *[inner[-1]] * 2]
 
 
 @pytest.mark.parametrize("offset", [0.0, -2.3, -50.0])

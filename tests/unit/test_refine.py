@@ -96,6 +96,12 @@ def test_the_interval_covers_the_best_rate() -> None:
     assert 0.8 <= np.mean(covered) <= 0.99  # 0.90 claimed
 
 
+def test_the_interval_ends_below_divergence() -> None:
+    rates = (0.4, 0.8, 1.6)  # of which the highest, just below the edge at 2, is the best
+    found = refined(prior(), [Run(rate, 1 / 3, 0.5 - 0.1 * k) for k, rate in enumerate(rates)])
+    assert found.centre <= found.interval[1] <= found.high < 2
+
+
 def test_little_is_not_taken_for_certainty() -> None:
     """Two runs about a centre that nothing supports, in a window of 23 octaves."""
     blind = Proposal(

@@ -436,6 +436,35 @@ def test_an_enqueued_trial_keeps_its_values_and_the_rest_is_drawn() -> None:
     assert set(trial.params) == set(records.FIELDS)
 
 
+@pytest.mark.parametrize("after", [0, 2, 6])  # no evidence yet, refining, searching
+@pytest.mark.parametrize(
+    "given", [{"max_lr": 0.002}, {"base_momentum": 0.75}, {"max_lr": 0.9, "base_momentum": 0.9}]
+)
+@pytest.mark.parametrize("how", ["enqueued", "partial"])
+def test_weight_decay_goes_with_the_rate_and_momentum_that_were_given(
+    after: int, given: dict[str, float], how: str
+) -> None:
+    study = optimize(after)
+    if how == "enqueued":
+        study.enqueue_trial(given)
+    else:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study.sampler = optuna.samplers.PartialFixedSampler(given, study.sampler)
+    study.optimize(lambda t: suggest_onecycle(t, total_steps=STEPS).run(FakeTraining()), n_trials=1)
+    trial = study.trials[-1]
+    assert given.items() <= trial.params.items()
+    recipe = next(records.recipe_spaces(trial))
+    found = evidence.of(study.trials[: after + 1], recipe, study.directions)
+    assert found is not None
+    rate, decay = trial.params["max_lr"], trial.params["weight_decay"]
+    kappa = decay * rate / (1 - trial.params["base_momentum"]) * STEPS
+    limited = decay * rate >= 0.999 * found.decay_limit  # what diverged in range tests
+    assert 0.01 <= kappa <= 5.001 or limited or decay in recipe.space["weight_decay"]
+    role = trial.user_attrs.get(records.REFINES)
+    assert role is None or kappa == pytest.approx(0.3)
+
+
 def test_partial_fixed_sampler_around_ours() -> None:
     inner = hpsched.OneCycleSampler(seed=0)
     with warnings.catch_warnings():
@@ -688,3 +717,46 @@ def test_a_users_own_parameters_vary_from_trial_to_trial(name: str) -> None:
         seen.append(trial.suggest_float("dropout", 0.0, 0.5))
         study.tell(trial, seen[-1])
     assert len(set(seen)) == 4
+
+
+def test_a_trial_that_ran_out_of_memory_passes_its_role_on_and_teaches_tpe() -> None:
+    """It says nothing of the recipe, and all of the width that did not fit."""
+    widths = []
+
+    def objective(trial: optuna.Trial) -> float:
+        width = trial.suggest_int("width", 1, 100)
+        widths.append(width)
+
+        def train(cycle: hpsched.Cycle) -> float:
+            if width > 50:
+                raise MemoryError("no room")
+            return FakeTraining()(cycle)
+
+        return suggest_onecycle(trial, total_steps=STEPS).run(train)
+
+    sampler, pruner = hpsched.OneCycleSampler(seed=0), hpsched.CyclePruner()
+    study = optuna.create_study(sampler=sampler, pruner=pruner)
+    study.optimize(objective, n_trials=40)
+    lost = [trial for trial in study.trials if records.OUT_OF_MEMORY in trial.user_attrs]
+    assert len(lost) == sum(width > 50 for width in widths)
+    assert sum(width > 50 for width in widths[20:]) < 10  # by chance: 10 ± 2
+    roles = [t.user_attrs.get(records.REFINES) for t in study.trials if t not in lost]
+    assert {0, 1, 2, 3} <= set(roles)
+
+
+def test_gp_takes_diverged_trials_beside_the_users_own_parameters() -> None:
+    """It refuses studies in which some trials have constraints and others have none."""
+
+    def objective(trial: optuna.Trial) -> float:
+        trial.suggest_float("own", 0, 1)
+
+        def train(cycle: hpsched.Cycle) -> float:
+            value = FakeTraining()(cycle)
+            return math.nan if trial.number in (5, 6) else value
+
+        return suggest_onecycle(trial, total_steps=STEPS).run(train)
+
+    sampler = hpsched.OneCycleSampler(optuna.samplers.GPSampler(seed=0, n_startup_trials=4))
+    study = optuna.create_study(sampler=sampler, pruner=hpsched.CyclePruner())
+    study.optimize(objective, n_trials=12)
+    assert records.DIVERGED in study.trials[5].user_attrs

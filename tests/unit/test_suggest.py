@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import optuna
@@ -121,6 +122,21 @@ def test_what_a_sweep_hands_to_train() -> None:
     assert len({cycle.name for cycle in seen}) == len(seen)
 
 
+@pytest.mark.parametrize("base_momentum", [0, (0, 0.0), (0, 0.9)])
+@pytest.mark.parametrize("max_momentum", [0.9, (0.9, 0.98)])
+def test_momentum_may_fall_to_zero(
+    base_momentum: float | tuple[float, float], max_momentum: float | tuple[float, float]
+) -> None:
+    def objective(trial: optuna.Trial) -> float:
+        bounds = {"base_momentum": base_momentum, "max_momentum": max_momentum}
+        return suggest_onecycle(trial, total_steps=STEPS, **bounds).run(FakeTraining())
+
+    study = new_study()
+    study.optimize(objective, n_trials=1)
+    (sweep,) = evidence.sweeps(study.trials)
+    assert sweep.momentum == min(0.85, base_momentum[1] if isinstance(base_momentum, tuple) else 0)
+
+
 @pytest.mark.parametrize(
     ("bounds", "side"), [((1e-6, 0.01), "high"), ((0.02, 10.0), "low"), ((1e-6, 10.0), None)]
 )
@@ -198,6 +214,33 @@ def test_range_tests_take_a_twentieth_of_the_budget_but_one_is_always_run(
     steps = [sweep.steps for trial in study.trials if (sweep := records.sweep(trial))]
     assert len(steps) == wanted
     assert len(steps) == 1 or sum(steps) <= 0.05 * cycles * 900
+
+
+@pytest.mark.parametrize(("cycles", "affordable"), [(7, 3), (9, 4)])
+def test_range_tests_that_others_run_count_as_spent(cycles: int, affordable: int) -> None:
+    study = new_study()
+    study.set_user_attr(records.SETTINGS, {"objective": "x:y", "seed": 0, "cycles": cycles})
+    whole = {"stop_diverged": False}
+
+    def run(train: Callable[[hpsched.Cycle], float]) -> None:
+        with suppress(optuna.TrialPruned):
+            suggest_onecycle(study.ask(), total_steps=STEPS, range_test=whole).run(train)
+
+    def run_while_another_sweeps() -> None:
+        def train(cycle: hpsched.Cycle) -> float:
+            if cycle.is_range_test:
+                run(FakeTraining())
+            return FakeTraining()(cycle)
+
+        run(train)
+
+    def swept() -> int:
+        return sum(sweep.steps for sweep in evidence.sweeps(study.trials))
+
+    run_while_another_sweeps()  # none has ended: neither is drawn without
+    assert swept() == 200
+    run_while_another_sweeps()  # one or both of them are left
+    assert swept() == 100 * affordable
 
 
 def test_the_fourth_trial_runs_no_range_test() -> None:
