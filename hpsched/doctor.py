@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,9 +16,12 @@ from optuna.trial import TrialState
 from hpsched import objective as objectives
 from hpsched import records
 from hpsched.errors import HpschedError
-from hpsched.ledger import read_runs
-from hpsched.storage import DEFAULT_URL, open_storage, redact, resolve_url
+from hpsched.ledger import is_over, read_runs
+from hpsched.redaction import redact
+from hpsched.storage import DEFAULT_URL, open_storage, resolve_url
 from hpsched.study import open_study, read_settings
+
+MISSING = "(not installed)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +50,8 @@ def examine(
         objective: Also check this ``module:function``.
     """
     database = _try("storage", lambda: _storage(storage, needed=study is not None))
-    found = [_try("versions", _versions), _try("device", _device), database]
+    looks = {"versions": _versions, "extras": _extras, "system": _system, "device": _device}
+    found = [*(_try(what, look) for what, look in looks.items()), database]
     if study is not None and database.ok:
         found.append(_try("study", lambda: _opened(study, storage)))
         if found[-1].ok:
@@ -66,16 +71,34 @@ def _try(what: str, look: Callable[[], str]) -> Finding:
 
 
 def _versions() -> str:
-    names = ("hpsched", "optuna", "torch", "numpy", "SQLAlchemy", "plotly", "optuna-dashboard")
-    found = [f"{name} {_version(name)}" for name in names]
-    return ", ".join([f"Python {platform.python_version()}", *found])
+    names = ["hpsched", *_required(lambda marker: not marker)]
+    return ", ".join(f"{name} {_version(name)}" for name in names)
+
+
+def _extras() -> str:
+    """What is installed of the packages that extras ask for: drivers, frameworks, trackers."""
+    names = _required(lambda marker: "extra ==" in marker and not re.search("dev|docs", marker))
+    found = {name: _version(name) for name in names}
+    there = [f"{name} {version}" for name, version in found.items() if version != MISSING]
+    return ", ".join(there) or "none installed"
+
+
+def _required(wanted: Callable[[str], bool]) -> list[str]:
+    """Names of the packages that ours requires under a wanted marker, sorted."""
+    lines = [line.partition(";") for line in metadata.requires("hpsched") or []]
+    names = {re.split(r"[^\w.-]", line, maxsplit=1)[0] for line, _, m in lines if wanted(m)}
+    return sorted(names, key=str.lower)
+
+
+def _system() -> str:
+    return f"Python {platform.python_version()}, {platform.platform()}"
 
 
 def _version(name: str) -> str:
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
-        return "(not installed)"
+        return MISSING
 
 
 def _device() -> str:
@@ -86,7 +109,8 @@ def _device() -> str:
     if not torch.cuda.is_available():
         return f"cpu only ({os.cpu_count()} cores, {torch.get_num_threads()} threads a worker)"
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return ", ".join(f"cuda:{i} {name}" for i, name in enumerate(names))
+    devices = ", ".join(f"cuda:{i} {name}" for i, name in enumerate(names))
+    return f"{devices}; CUDA {torch.version.cuda}"
 
 
 def _storage(url: str | None, *, needed: bool) -> str:
@@ -112,7 +136,8 @@ def _records(name: str, url: str | None) -> str:
 
 
 def _trials(name: str, url: str | None) -> str:
-    runs = read_runs(open_study(name, url).get_trials(deepcopy=False))
+    study = open_study(name, url)
+    runs = read_runs(study.get_trials(deepcopy=False))
     failed = [run.trial for run in runs if run.trial.state == TrialState.FAIL]
     diverged = [run.diverged for run in runs if run.diverged]
     if failed and runs[-1].trial.state == TrialState.FAIL:
@@ -125,6 +150,12 @@ def _trials(name: str, url: str | None) -> str:
         raise HpschedError(
             f"all {len(runs)} diverged, the last one so: {diverged[-1]}. Give suggest_onecycle a "
             "max_lr range that reaches lower, or look for a fault in the loss."
+        )
+    ran_in_full = any(run.trial.state == TrialState.COMPLETE for run in runs)
+    if not ran_in_full and is_over(read_settings(study), runs, study.directions[0]):
+        raise HpschedError(
+            "the budget was spent before any trial ran in full: create another study with a larger "
+            "one. A search begins with three trials of short cycles."
         )
     return f"{len(failed)} failed, {len(diverged)} diverged"
 

@@ -24,21 +24,25 @@ both         the server ends a transaction that is idle for HPSCHED_GRACE second
 from __future__ import annotations
 
 import functools
+import gc
 import hashlib
+import json
 import logging
 import os
-import re
+import random
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import optuna
 import sqlalchemy
 from optuna.storages import BaseStorage, RDBStorage, _CachedStorage
+from optuna.storages._rdb import models
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import (
     ArgumentError,
@@ -49,7 +53,9 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from hpsched.errors import StorageError, UsageError
+from hpsched.errors import DatabaseAwayError, StorageError, UsageError
+from hpsched.frugal import FrugalStorage
+from hpsched.redaction import redact
 
 logger = logging.getLogger("hpsched.storage")
 T = TypeVar("T")
@@ -62,24 +68,39 @@ PATIENCE_SECONDS = 600.0
 _DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
 _DRIVERS |= {"mysql": "mysql+pymysql", "mariadb": "mysql+pymysql"}
 _EXTRAS = {"postgresql": "postgres", "mysql": "mysql"}
+_REMEDIES = {
+    ("certificate", "ssl"): "Check the TLS options of the URL: sslmode, sslrootcert and the host's "
+    "name for PostgreSQL, ssl_ca for MySQL (docs/database.md).",
+    ("password", "access denied"): "Check user and password: in HPSCHED_STORAGE, the file of "
+    "HPSCHED_STORAGE_FILE, or ~/.pgpass.",
+    ("permission denied", "command denied", "read-only", "readonly"): "This account may not do "
+    "that: use one that may, or let the owner create the tables and grant it what docs/database.md "
+    "names.",
+}
+#: What PyMySQL and sqlite3 call operational, as an outage, though waiting does not help.
+_DENIED = ("access denied", "command denied", "permission denied", "readonly database")
+_STANDBY = "25006"  # a PostgreSQL that takes no writes yet, in the middle of a failover
 _thread_locks: dict[str, threading.RLock] = {}
 
 
 def resolve_url(url: str | None = None) -> str:
-    """The storage URL: the one given, else HPSCHED_STORAGE, else OPTUNA_STORAGE, else SQLite here.
+    """The storage URL: the one given or from the environment, else SQLite here.
 
-    A bare ``postgresql://`` or ``mysql://`` gets the driver hpsched installs.
+    In this order: HPSCHED_STORAGE; the file that HPSCHED_STORAGE_FILE names, such as a mounted
+    secret; OPTUNA_STORAGE. A bare ``postgresql://`` or ``mysql://`` gets the driver hpsched
+    installs.
 
     Raises:
-        UsageError: Not a database URL.
+        UsageError: Not a database URL; the file cannot be read or is empty.
     """
-    text = url or os.environ.get("HPSCHED_STORAGE") or os.environ.get("OPTUNA_STORAGE")
-    text = text or DEFAULT_URL
+    text = url or os.environ.get("HPSCHED_STORAGE") or _url_in_file()
+    text = text or os.environ.get("OPTUNA_STORAGE") or DEFAULT_URL
     try:
         parsed = make_url(text)
     except (ArgumentError, ValueError):
+        shown = redact(text) if "://" in text else redact(f"://{text}")[3:]
         raise UsageError(
-            f"{redact(text)!r} is not a storage URL. Use sqlite:///file.db, "
+            f"{shown!r} is not a storage URL. Use sqlite:///file.db, "
             "postgresql+psycopg://user@host/database or mysql+pymysql://user@host/database."
         ) from None
     if "@" in (parsed.host or ""):
@@ -92,13 +113,26 @@ def resolve_url(url: str | None = None) -> str:
         raise UsageError(
             f"{redact(text)!r}: hpsched stores studies in SQLite, PostgreSQL or MySQL/MariaDB."
         )
-    return parsed.render_as_string(hide_password=False)
+    whole = parsed.render_as_string(hide_password=False)
+    if parsed.password:  # SQLAlchemy leaves spaces in it as they are
+        account, at, rest = whole.partition("@")
+        whole = account.replace(" ", "%20") + at + rest
+    return whole
 
 
-def redact(text: str) -> str:
-    """``text`` with the password of every URL in it replaced by ``***``."""
-    text = re.sub(r"(://[^:/@\s]*):\S*@", r"\1:***@", text)  # a password may hold an @
-    return re.sub(r"(?i)\b(password|passwd)=[^&\s'\"]+", r"\1=***", text)
+def _url_in_file() -> str | None:
+    path = os.environ.get("HPSCHED_STORAGE_FILE")
+    if not path:
+        return None
+    remedy = "It has to hold a database URL; or unset the variable."
+    try:
+        text = Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise UsageError(f"Cannot read HPSCHED_STORAGE_FILE={path}: {reason}. {remedy}") from None
+    if not text:
+        raise UsageError(f"HPSCHED_STORAGE_FILE={path} is empty. {remedy}")
+    return text
 
 
 def open_storage(
@@ -122,8 +156,16 @@ def open_storage(
         _check_file(parsed, create)
         # An objective may change the working directory.
         parsed = parsed.set(database=str(Path(parsed.database or "").absolute()))
+
+    def connect() -> BaseStorage:
+        try:
+            return _connect(parsed, heartbeat)
+        except Exception:
+            gc.collect()  # the storage that was half made holds a connection
+            raise
+
     try:
-        return _connect(parsed, heartbeat)
+        return patiently(connect, "opening the study", _is_busy) if heartbeat else connect()
     except ImportError:
         extra = _EXTRAS.get(parsed.get_backend_name(), "postgres")
         raise UsageError(
@@ -148,8 +190,15 @@ def unreachable(url: URL | str, error: BaseException) -> StorageError:
     if parsed.get_backend_name() == "sqlite":
         remedy = "Check that the path is a SQLite file you may write to, and that the disk is free."
     else:
-        remedy = "Check host, port, user and database name, and that the server is running."
+        other = "Check host, port, user and database name, and that the server is running."
+        remedy = remedy_for(reason) or other
     return StorageError(f"Cannot use the database {_shown(parsed)}: {reason}. {remedy}")
+
+
+def remedy_for(reason: str) -> str | None:
+    """What helps against a server's refusal, by its words: drivers give no code for most."""
+    text = reason.lower()
+    return next((what for words, what in _REMEDIES.items() if any(w in text for w in words)), None)
 
 
 def url_of(storage: BaseStorage) -> str | None:
@@ -159,28 +208,145 @@ def url_of(storage: BaseStorage) -> str | None:
 
 
 @contextmanager
-def exclusive(storage: BaseStorage, name: str) -> Iterator[None]:
+def exclusive(storage: BaseStorage, name: str) -> Iterator[Callable[[], object]]:
     """Hold the study-wide lock ``name`` over all processes; released even if the process dies.
 
     SQLite: a lock file beside the database. PostgreSQL and MySQL: an advisory lock of a
     connection held meanwhile, which the server ends when its process is suspended. Other
     storages: threads of this process only.
 
+    A worker waits for it as for a database that is away. Under it nothing waits: an outage ends the
+    lock, so that all that was done and decided under it is to be done again.
+
+    Yields:
+        What raises the database's error if the lock is held no longer.
+
     Raises:
         StorageError: Not obtained within two minutes.
+        DatabaseAwayError: A worker did not obtain it within ten.
     """
     backend = backend_of(storage)
     if not isinstance(backend, RDBStorage):
         with _thread_locks.setdefault(name, threading.RLock()):
-            yield
-    else:
-        with _lock(backend.engine, name):
-            yield
+            yield lambda: None
+        return
+    workers = frugal_of(storage)
+    with _lock(backend.engine, name, patient=workers is not None) as still:
+        token = _locked.set(True)
+        try:
+            if workers:
+                workers.refresh()
+            yield still
+        finally:
+            _locked.reset(token)
+
+
+_locked: ContextVar[bool] = ContextVar("locked", default=False)
+
+
+def study_attr(storage: BaseStorage, study_id: int, key: str) -> Any:
+    """One user attribute of a study, or None; the others, of which there may be many, stay."""
+    backend = backend_of(storage)
+    if not isinstance(backend, RDBStorage):
+        return backend.get_study_user_attrs(study_id).get(key)
+    attribute = models.StudyUserAttributeModel
+    query = sqlalchemy.select(attribute.value_json).where(
+        attribute.study_id == study_id, attribute.key == key
+    )
+    with backend.engine.connect() as connection:
+        found = connection.execute(query).scalar()
+    return None if found is None else json.loads(found)
+
+
+def set_study_attr(storage: BaseStorage, study_id: int, key: str, value: Any) -> None:
+    """Set one that is set again and again, in one statement; Optuna looks for it first."""
+    backend = backend_of(storage)
+    if isinstance(backend, RDBStorage):
+        attribute = models.StudyUserAttributeModel
+        change = (
+            sqlalchemy.update(attribute)
+            .where(attribute.study_id == study_id, attribute.key == key)
+            .values(value_json=json.dumps(value))
+        )
+        with backend.engine.begin() as connection:
+            if connection.execute(change).rowcount:
+                return
+    backend.set_study_user_attr(study_id, key, value)
+
+
+def clock(storage: BaseStorage) -> Callable[[], float]:
+    """The database's clock, read once, as a function that gives its Unix time in seconds.
+
+    What workers on several hosts note, and what is made of it elsewhere, must be of one clock.
+    """
+    backend, started = backend_of(storage), time.time()  # a file, or memory: of this host
+    if isinstance(backend, RDBStorage) and backend.engine.dialect.name in _CLOCKS:
+        engine = backend.engine
+
+        def read() -> float:
+            with engine.connect() as connection:
+                query = sqlalchemy.text(_CLOCKS[engine.dialect.name])
+                return float(connection.execute(query).scalar_one())
+
+        started = patiently(read, "reading the clock") if frugal_of(storage) else read()
+    ticked = _ticks()
+    return lambda: started + _ticks() - ticked
+
+
+_CLOCKS = {
+    "postgresql": "SELECT EXTRACT(EPOCH FROM clock_timestamp())",
+    "mysql": "SELECT UNIX_TIMESTAMP(NOW(6))",
+}
+
+
+def _ticks() -> float:
+    """Seconds of a clock that nobody sets; on Linux it goes on while the host is suspended."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+def frugal_of(storage: BaseStorage) -> FrugalStorage | None:
+    """The storage, if it is a worker's."""
+    return storage if isinstance(storage, FrugalStorage) else None
+
+
+def release(storage: BaseStorage) -> None:
+    """Close idle connections to a server: it has few, and a training run may last for hours."""
+    backend = backend_of(storage)
+    if isinstance(backend, RDBStorage):
+        _release(backend.engine)
+
+
+def _release(engine: sqlalchemy.Engine) -> None:
+    if engine.dialect.name != "sqlite":
+        engine.dispose()
 
 
 def backend_of(storage: BaseStorage) -> BaseStorage:
     """The storage itself, without the cache (and the patience) around it."""
-    return getattr(storage, "_backend", storage)
+    return storage._backend if isinstance(storage, _CachedStorage) else storage
+
+
+def _is_busy(error: BaseException) -> bool:
+    """Whether the server is there, but has no connection to give at the moment.
+
+    At the first call all else is more likely a mistake in the URL than an outage. Drivers give no
+    code for an error while connecting.
+    """
+    busy = ("too many", "connection slots", "is starting up", "is shutting down", "recovery mode")
+    return is_away(error) and any(words in plain(error).lower() for words in busy)
+
+
+class Waiting(Protocol):
+    """Who waits for the database: a worker, which shows that it does, and may have to end."""
+
+    def on_outage(self, reason: str | None) -> None:
+        """The database is away, and why; None: it is back."""
+
+    def gives_up(self) -> bool:
+        """Whether to wait no longer."""
+
+
+waiting: ContextVar[Waiting | None] = ContextVar("waiting", default=None)
 
 
 def is_away(error: BaseException) -> bool:
@@ -188,30 +354,53 @@ def is_away(error: BaseException) -> bool:
     cause = error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) else error
     if isinstance(cause, DBAPIError) and cause.connection_invalidated:
         return True
+    if any(words in plain(error).lower() for words in _DENIED):
+        return False
+    if getattr(getattr(cause, "orig", None), "sqlstate", None) == _STANDBY:
+        return True
     return isinstance(cause, OperationalError | InterfaceError | PoolTimeoutError)
 
 
-def patiently(do: Callable[[], T], what: str) -> T:
+def patiently(
+    do: Callable[[], T], what: str, waits: Callable[[BaseException], bool] = is_away
+) -> T:
     """``do()``, again with growing pauses while the database is away.
 
+    Args:
+        do: What to do.
+        what: The same in words, for the log.
+        waits: Whether an error is one to wait for.
+
     Raises:
-        StorageError: It stayed away for ten minutes.
+        DatabaseAwayError: It stayed away for ten minutes, or whoever waits gave up.
     """
-    pause, until = 0.5, time.monotonic() + PATIENCE_SECONDS
+    pause, began = 0.5, time.monotonic()
+    who, waited = waiting.get(), False
     while True:
         try:
-            return do()
+            result = do()
         except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-            if not is_away(error):
+            if not waits(error):
                 raise
             reason = plain(error)
-            if time.monotonic() > until:
-                raise StorageError(
-                    f"The database stayed away for {PATIENCE_SECONDS / 60:.0f} minutes while "
-                    f"{what}: {reason}. Attach again when it is back: nothing is lost."
+            spent = time.monotonic() - began
+            if spent > PATIENCE_SECONDS or (who and who.gives_up()):
+                raise DatabaseAwayError(
+                    f"The database stayed away for {spent:.0f} s while {what}: {reason}. Attach "
+                    "again when it is back: nothing is lost."
                 ) from error
-        logger.warning("the database is away (%s); trying again in %.0f s", reason, pause)
-        time.sleep(pause)
+        else:
+            if waited and who:
+                who.on_outage(None)
+            return result
+        seconds = pause * random.uniform(0.5, 1.0)  # a crowd must not come back all at once
+        logger.warning("the database is away (%s); trying again in %.1f s", reason, seconds)
+        waited = True
+        if who:
+            who.on_outage(reason)
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0 and not (who and who.gives_up()):
+            time.sleep(min(left, 0.5))
         pause = min(2 * pause, 30.0)
 
 
@@ -221,16 +410,25 @@ def plain(error: BaseException) -> str:
     return redact(" ".join(str(getattr(cause, "orig", None) or cause).split())[:200])
 
 
-class _PatientStorage(_CachedStorage):
-    """Optuna's storage, each call of which waits for a database that is away."""
+class _PatientStorage(FrugalStorage):
+    """A worker's storage, each call of which waits for a database that is away."""
 
 
 def _patient(name: str) -> Callable[..., Any]:
-    method = getattr(_CachedStorage, name)
+    method = getattr(FrugalStorage, name)
 
     @functools.wraps(method)
     def call(self: _PatientStorage, *args: Any, **kwargs: Any) -> Any:
-        return patiently(lambda: method(self, *args, **kwargs), name.replace("_", " ").strip())
+        def once() -> Any:
+            try:
+                if name != "set_trial_param":
+                    self.flush()
+                return method(self, *args, **kwargs)
+            except Exception:
+                release(self)  # a connection kept while waiting is one that others lack
+                raise
+
+        return once() if _locked.get() else patiently(once, name.replace("_", " ").strip())
 
     return call
 
@@ -365,42 +563,74 @@ def _configure_server(engine: sqlalchemy.Engine) -> None:
 # -- the lock --------------------------------------------------------------------------------------
 
 
-def _lock(engine: sqlalchemy.Engine, name: str) -> AbstractContextManager[None]:
+def _lock(
+    engine: sqlalchemy.Engine, name: str, *, patient: bool = False
+) -> AbstractContextManager[Callable[[], object]]:
+    turn = _Turn(PATIENCE_SECONDS if patient else LOCK_SECONDS, patient)
     if engine.dialect.name == "sqlite":
-        return _file_lock(f"{engine.url.database}.lock")
-    return _server_lock(engine, name)
+        return _file_lock(f"{engine.url.database}.lock", turn)
+    return _server_lock(engine, name, turn)
+
+
+class _Turn:
+    """Waiting for a lock: for how long, and whether it goes on."""
+
+    def __init__(self, seconds: float, patient: bool) -> None:
+        self.patient = patient
+        self._seconds = seconds
+        self._until = time.monotonic() + seconds
+
+    def wait(self, seconds: float) -> None:
+        """Sleep, unless it has been long enough."""
+        who = waiting.get()
+        if time.monotonic() > self._until or (who and who.gives_up()):
+            error = DatabaseAwayError if self.patient else StorageError
+            raise error(
+                f"No turn at the study within {self._seconds:.0f} s: another worker hangs while it "
+                "holds the lock. Find it (hpsched worker list), end it, and attach again."
+            )
+        time.sleep(seconds)
 
 
 @contextmanager
-def _file_lock(path: str) -> Iterator[None]:
+def _file_lock(path: str, turn: _Turn) -> Iterator[Callable[[], object]]:
     import filelock
 
-    lock = filelock.FileLock(path, timeout=LOCK_SECONDS)
+    lock = filelock.FileLock(path, timeout=0)
     try:
-        lock.acquire()
-    except filelock.Timeout:
-        raise _no_turn() from None
+        while True:
+            try:
+                lock.acquire()
+                break
+            except filelock.Timeout:
+                turn.wait(random.uniform(0.02, 0.08))
     except OSError as error:
         raise StorageError(
             f"Cannot use the lock file {path}: {error.strerror or error}. Workers need to write "
             "to the folder of the SQLite file."
         ) from None
     try:
-        yield
+        yield lambda: None
     finally:
         lock.release()
 
 
 @contextmanager
-def _server_lock(engine: sqlalchemy.Engine, name: str) -> Iterator[None]:
+def _server_lock(
+    engine: sqlalchemy.Engine, name: str, turn: _Turn
+) -> Iterator[Callable[[], object]]:
     key = hashlib.blake2b(f"hpsched/{engine.url.database}/{name}".encode(), digest_size=8).digest()
-    with engine.connect() as connection:
+    take = functools.partial(_taken, engine, key, turn)
+    with patiently(take, "waiting for a turn") if turn.patient else take() as connection:
+        began = time.monotonic()
+
+        def still() -> None:
+            # In less than that no server comes back from a restart.
+            if time.monotonic() - began > 0.2:
+                connection.execute(sqlalchemy.text("SELECT 1"))
+
         try:
-            if engine.dialect.name == "postgresql":
-                _take_on_postgresql(connection, int.from_bytes(key, signed=True))
-            else:
-                _take_on_mysql(connection, key.hex())
-            yield
+            yield still
         finally:
             # A connection that was lost meanwhile has taken the lock with it; what was done under
             # the lock stays done.
@@ -411,27 +641,29 @@ def _server_lock(engine: sqlalchemy.Engine, name: str) -> Iterator[None]:
                 connection.rollback()
 
 
-def _take_on_postgresql(connection: sqlalchemy.Connection, key: int) -> None:
-    """Take the lock until the end of the transaction that this begins."""
-    connection.execute(sqlalchemy.text(f"SET LOCAL lock_timeout = {LOCK_SECONDS * 1000}"))
-    try:
-        connection.execute(sqlalchemy.text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
-    except OperationalError as error:
-        if getattr(error.orig, "sqlstate", None) == "55P03":  # lock_not_available
-            raise _no_turn() from None
-        raise
+def _taken(engine: sqlalchemy.Engine, key: bytes, turn: _Turn) -> sqlalchemy.Connection:
+    """A connection that holds the lock.
 
-
-def _take_on_mysql(connection: sqlalchemy.Connection, key: str) -> None:
-    """Take the lock until it is released or the connection ends."""
-    take = sqlalchemy.text("SELECT GET_LOCK(:key, :seconds)")
-    taken = connection.execute(take, {"key": key, "seconds": LOCK_SECONDS}).scalar()
-    if taken != 1:  # 0: in time out; NULL: the server gave up
-        raise _no_turn()
-
-
-def _no_turn() -> StorageError:
-    return StorageError(
-        f"No turn at the study within {LOCK_SECONDS} s: another worker hangs while it holds the "
-        "lock. Find it (hpsched study status), end it, and attach again."
-    )
+    On PostgreSQL until its transaction ends, on MySQL until it is given back or the connection
+    ends. Asked for again and again: a connection that waits is one that the holder may lack, and
+    hundreds of workers may begin at once.
+    """
+    if engine.dialect.name == "postgresql":
+        take = sqlalchemy.text("SELECT pg_try_advisory_xact_lock(:key)")
+        values: dict[str, Any] = {"key": int.from_bytes(key, signed=True)}
+    else:
+        take, values = sqlalchemy.text("SELECT GET_LOCK(:key, 0)"), {"key": key.hex()}
+    pause = 0.01
+    while True:
+        connection = engine.connect()
+        try:
+            if connection.execute(take, values).scalar():
+                return connection
+        except BaseException:
+            connection.close()
+            raise
+        connection.close()
+        if pause > 0.1:
+            _release(engine)
+        turn.wait(pause * random.uniform(0.5, 1.0))
+        pause = min(1.5 * pause, 1.0)

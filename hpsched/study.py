@@ -1,23 +1,19 @@
-"""Studies: create, open, confirm, name the best, export, delete.
+"""Studies: create, open, confirm, name the best, delete.
 
 What a study means — costs, decisions, rankings — is in :mod:`hpsched.ledger`.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import secrets
 import shlex
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import optuna
 from optuna.samplers import BaseSampler
 from optuna.study import Study
-from optuna.trial import FrozenTrial
 
 from hpsched import ledger, records
 from hpsched.coordinates import coordinates, spaces
@@ -32,7 +28,7 @@ from hpsched.ledger import Best
 from hpsched.pruner import CyclePruner
 from hpsched.records import Settings, WorkerRecord
 from hpsched.sampler import OneCycleSampler
-from hpsched.storage import open_storage
+from hpsched.storage import clock, open_storage
 
 DEFAULT_CYCLES = 20.0
 WORKER_GONE_SECONDS = 60.0
@@ -65,6 +61,7 @@ def create_study(
     reduction_factor: int | None = None,
     confirm_top: int = 2,
     confirm_seeds: int = 3,
+    policy: str | None = None,
     skip_if_exists: bool = False,
 ) -> Study:
     """Create a study that workers can attach to by name alone.
@@ -84,6 +81,8 @@ def create_study(
         reduction_factor: η of successive halving over the rungs; by default trials climb by the
             search's own model.
         confirm_top, confirm_seeds: Recipes confirmed at the end, and fresh seeds for each.
+        policy: ``schedule:NAME`` makes every recipe follow that schedule instead of one-cycle, to
+            compare with (:mod:`hpsched.compare`).
         skip_if_exists: Return the existing study of that name instead of refusing.
 
     Raises:
@@ -102,6 +101,7 @@ def create_study(
         base_sampler=sampler,
         confirm_top=confirm_top,
         confirm_seeds=confirm_seeds,
+        policy=policy,
     )
     if direction not in ("minimize", "maximize"):
         raise UsageError(f"direction={direction!r}: 'minimize' or 'maximize'.")
@@ -238,8 +238,8 @@ def confirm(study: Study, *, top: int = 2, seeds: int = 3) -> int:
     chosen = ledger.rank(runs, study.direction, unconfirmed=True)[:top]
     if not chosen:
         raise UsageError(
-            f"Study {study.study_name!r} has no finished full cycle to confirm: "
-            f"{_go_on(study)} first."
+            f"Study {study.study_name!r} has no finished full cycle to confirm. To go on: "
+            f"{_go_on(study)}."
         )
     queue = [candidate.number for _ in range(seeds) for candidate in chosen]
     for number in queue:
@@ -301,9 +301,16 @@ def _check_single(study: Study) -> None:
 
 
 def _go_on(study: Study) -> str:
-    if study.user_attrs.get(records.SETTINGS) is None:
+    settings, name = read_settings(study), shlex.quote(study.study_name)
+    if settings is None:
         return "run study.optimize with an objective that uses hpsched.suggest_onecycle"
-    return f"run `hpsched worker attach {shlex.quote(study.study_name)}`"
+    runs = ledger.read_runs(study.get_trials(deepcopy=False))
+    if ledger.is_over(settings, runs, study.direction):
+        return (
+            "create another study with a larger budget, since this one's is spent (unless "
+            f"`hpsched doctor --study {name}` names another reason)"
+        )
+    return f"run `hpsched worker attach {name}`"
 
 
 # -- workers, as others see them -------------------------------------------------------------------
@@ -321,6 +328,11 @@ def read_workers(attrs: Mapping[str, Any]) -> dict[str, WorkerRecord]:
     return found
 
 
+def at_work(study: Study) -> dict[str, WorkerRecord]:
+    """Worker id → record of those that are at work on the study now."""
+    return live_workers(read_workers(study.user_attrs), clock(study._storage)())
+
+
 def live_workers(workers: Mapping[str, WorkerRecord], now: float) -> dict[str, WorkerRecord]:
     """Those heard of within the last minute that have not said goodbye."""
     return {
@@ -330,59 +342,7 @@ def live_workers(workers: Mapping[str, WorkerRecord], now: float) -> dict[str, W
     }
 
 
-# -- export and delete -----------------------------------------------------------------------------
-
-
-def export_study(study: Study) -> dict[str, Any]:
-    """The whole study as plain values: settings, attributes, every trial with its records."""
-    return {
-        "name": study.study_name,
-        "directions": [direction.name.lower() for direction in study.directions],
-        "user_attrs": study.user_attrs,
-        "trials": [_export_trial(trial) for trial in study.get_trials(deepcopy=False)],
-    }
-
-
-def export_csv(study: Study) -> str:
-    """One line a trial: number, state, what it confirms, values, parameters, cost."""
-    runs = ledger.read_runs(study.get_trials(deepcopy=False))
-    params = sorted({name for run in runs for name in run.trial.params})
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["number", "state", "confirms", "value", *params, "steps", "cycles", "seconds"])
-    for run in runs:
-        cost = ledger.total_cost([run])
-        values = run.trial.values
-        writer.writerow(
-            [
-                run.trial.number,
-                run.trial.state.name.lower(),
-                run.confirms,
-                values[0] if values else None,
-                *(run.trial.params.get(name) for name in params),
-                cost.steps,
-                round(cost.cycles, 4),
-                round(cost.seconds, 3),
-            ]
-        )
-    return text.getvalue()
-
-
-def _export_trial(trial: FrozenTrial) -> dict[str, Any]:
-    return {
-        "number": trial.number,
-        "state": trial.state.name.lower(),
-        "values": trial.values,
-        "params": trial.params,
-        "distributions": {
-            name: optuna.distributions.distribution_to_json(dist)
-            for name, dist in trial.distributions.items()
-        },
-        "intermediate_values": {str(k): v for k, v in trial.intermediate_values.items()},
-        "user_attrs": trial.user_attrs,
-        "start": trial.datetime_start.isoformat() if trial.datetime_start else None,
-        "end": trial.datetime_complete.isoformat() if trial.datetime_complete else None,
-    }
+# -- delete ----------------------------------------------------------------------------------------
 
 
 def delete_study(name: str, storage: str | None = None) -> None:
@@ -393,7 +353,7 @@ def delete_study(name: str, storage: str | None = None) -> None:
         HpschedError: A worker is still at work on it.
     """
     study = open_study(name, storage)
-    live = live_workers(read_workers(study.user_attrs), time.time())
+    live = at_work(study)
     if live:
         hosts = ", ".join(f"{w.host}:{w.pid}" for w in live.values())
         raise HpschedError(f"Workers are at work on {name!r} ({hosts}): stop them first.")

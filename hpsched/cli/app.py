@@ -22,7 +22,7 @@ from rich.logging import RichHandler
 from rich.markup import escape
 
 from hpsched.errors import UsageError
-from hpsched.storage import redact
+from hpsched.redaction import redact
 
 
 @dataclass
@@ -58,10 +58,11 @@ Storage = Annotated[
     str | None,
     typer.Option(
         "--storage",
-        envvar=["HPSCHED_STORAGE", "OPTUNA_STORAGE"],
+        envvar="HPSCHED_STORAGE",
         show_envvar=True,
-        help="Database URL. Default: sqlite:///hpsched.db in this folder. Rather than a URL with "
-        "a password, use the environment variable or ~/.pgpass.",
+        help="Database URL. Default: the one in the file that HPSCHED_STORAGE_FILE names, "
+        "OPTUNA_STORAGE, or sqlite:///hpsched.db in this folder. Rather than a URL with a "
+        "password, use the environment, the file or ~/.pgpass.",
         show_default=False,
     ),
 ]
@@ -77,7 +78,8 @@ def _version(wanted: bool) -> None:
             parts.append(f"torch {metadata.version('torch')}")
         except metadata.PackageNotFoundError:
             parts.append("no torch")
-        typer.echo(", ".join([*parts, f"Python {platform.python_version()}"]))
+        system = f"Python {platform.python_version()}, {platform.platform()}"
+        typer.echo(", ".join([*parts, system]))
         raise typer.Exit
 
 
@@ -170,7 +172,6 @@ def command_text(command: str, storage: str | None) -> str:
 
 def with_storage(command: str, storage: str | None) -> str:
     """``command`` with ``--storage URL`` when this call named one other than the default."""
-    default = os.environ.get("HPSCHED_STORAGE") or os.environ.get("OPTUNA_STORAGE")
-    if storage in (None, default):
+    if storage in (None, os.environ.get("HPSCHED_STORAGE")):
         return command
     return f"{command} --storage {shlex.quote(redact(storage or ''))}"

@@ -49,7 +49,8 @@ def demo(
     budget = ["--trials", str(trials)] if trials is not None else ["--cycles", str(cycles)]
     _run(folder, "study", "create", name, "--objective", f"{STUDY}:objective",
          *budget, "--seed", str(seed))  # fmt: skip
-    _attach(folder, name, workers)
+    together = ["--devices", "cpu", "--per-device", str(workers)] if workers > 1 else []
+    _run(folder, "worker", "attach", name, *together, quiet=True)
     _run(folder, "study", "status", name)
     _run(folder, "study", "report", name, "--output", "report.html")
     _verdict(folder, name)
@@ -96,45 +97,17 @@ def _environment() -> dict[str, str]:
     return {**kept, "HPSCHED_STORAGE": "sqlite:///hpsched.db"}
 
 
-def _say(folder: Path, *arguments: str, times: int = 1) -> None:
-    again = f"    # {times} of them, side by side" if times > 1 else ""
-    state.out.print(f"[bold]$[/] [cyan]hpsched {shlex.join(arguments)}[/]{again}", highlight=False)
-
-
-def _run(folder: Path, *arguments: str) -> None:
-    _say(folder, *arguments)
-    done = subprocess.run(_command(*arguments), cwd=folder, env=_environment(), check=False)
-    if done.returncode != 0:
-        raise typer.Exit(done.returncode)
-    state.out.print()
-
-
-def _attach(folder: Path, name: str, workers: int) -> None:
-    arguments = ("worker", "attach", name)
-    _say(folder, *arguments, times=workers)
-    log = folder / "workers.log"
-    if workers > 1:
-        hint(f"(What the first one says; the others write to {log}.)")
-    with log.open("w") as others:  # each keeps the file for itself
-        running = [
-            subprocess.Popen(
-                _command(*arguments),
-                cwd=folder,
-                env=_environment(),
-                stderr=others if index else None,
-                stdout=subprocess.DEVNULL,
-            )
-            for index in range(workers)
-        ]
+def _run(folder: Path, *arguments: str, quiet: bool = False) -> None:
+    """Give a command as the user would, and wait for it; the demo ends where it fails."""
+    state.out.print(f"[bold]$[/] [cyan]hpsched {shlex.join(arguments)}[/]", highlight=False)
+    out = subprocess.DEVNULL if quiet else None
+    process = subprocess.Popen(_command(*arguments), cwd=folder, env=_environment(), stdout=out)
     try:
-        codes = [process.wait() for process in running]
-    except KeyboardInterrupt:
-        for process in running:  # they got the signal too: let them put their trials back
-            process.wait()
-        hint(f"Interrupted. Go on with: cd {folder} && hpsched worker attach {name}")
-        raise typer.Exit(130) from None
-    if any(codes):
-        raise HpschedError(f"A worker ended with exit code {max(codes)}; see above or {log}.")
+        code = process.wait()
+    except KeyboardInterrupt:  # it got the signal too: let it put its trials back
+        code = process.wait()
+    if code != 0:
+        raise typer.Exit(code)
     state.out.print()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -85,7 +86,10 @@ def lr_find(
     if output is not None:
         _write_sweeps(output, tests, found, data)
         hint(f"Wrote {escape(str(output))}")
-    _warn_of_sweeps(tests, found, validate_every)
+    for line in verdict(tests, found):
+        hint(line)
+    if validate_every and not any(test.validation for test in tests):
+        hint("[yellow]No validation:[/] train never called cycle.validate(fn).")
 
 
 def _numbers(name: str, text: str | None) -> list[float] | None:
@@ -117,9 +121,12 @@ def _sweep(train: str, function: Any, options: dict[str, Any]) -> list[RangeTest
         except HpschedError:
             raise
         except Exception as error:
+            # What an objective does to a Cycle that it takes for a trial.
+            mistaken = isinstance(error, AttributeError | TypeError)
+            name = " name your train(cycle), not the objective;" if mistaken else ""
             raise TrainingError(
-                f"{train!r} failed: {objectives.describe(error)}. lr-find calls it with a Cycle: "
-                "name your train(cycle), not the objective; --debug shows the traceback."
+                f"{train!r} failed: {objectives.describe(error)}. lr-find calls it with a Cycle:"
+                f"{name} --debug shows the traceback."
             ) from error
 
 
@@ -178,7 +185,7 @@ def _lr_table(data: dict[str, Any]) -> Table:
     window = f"search {rate_text(data['low'])} … {rate_text(data['high'])}"
     decay = data["weight_decay"]
     with_decay = "" if decay is None else f"weight decay {rate_text(decay)}, "
-    answer = f"max_lr {rate_text(data['max_lr'])}" if data["reliable"] else "no clear answer"
+    answer = f"max_lr {rate_text(data['max_lr'])}" if data["reliable"] else "not reliable"
     table.title = f"{with_decay}{answer}, {window}"
     if (steps := data["total_steps"]) is not None and data["reliable"]:
         table.title += f", for {steps:,} steps of training"
@@ -215,9 +222,15 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _warn_of_sweeps(tests: list[RangeTest], found: Proposal, validate_every: int | None) -> None:
-    reasons = [test.reason for test in tests if not test.reliable]
-    for reason in dict.fromkeys(reasons if found.reliable else [found.reason]):
-        hint(f"[yellow]Not reliable:[/] {escape(reason)}")
-    if validate_every and not any(test.validation for test in tests):
-        hint("[yellow]No validation:[/] train never called cycle.validate(fn).")
+def verdict(tests: Sequence[RangeTest], found: Proposal) -> Iterator[str]:
+    """Lines to be warned with, as Rich markup: all sweeps together, then what single ones lack."""
+    if not found.reliable:
+        yield f"[yellow]Not reliable:[/] {escape(found.reason)}"
+    alone: dict[str, list[str]] = {}
+    for index, test in enumerate(tests, 1):
+        if not test.reliable and test.reason not in found.reason:
+            alone.setdefault(test.reason, []).append(str(index))
+    if alone and found.reliable:
+        yield "Reliable together, but not every sweep alone:"
+    for reason, sweeps in alone.items():
+        yield f"  {'sweep' if len(sweeps) == 1 else 'sweeps'} {', '.join(sweeps)}: {escape(reason)}"

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.live import Live
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from hpsched.ledger import Best, Cost
+from hpsched.cli.sparkline import Seen, sparkline, steps_line
+from hpsched.ledger import Best, Cost, best_so_far
 from hpsched.present import duration, mean_and_spread, number, rate_text
 from hpsched.records import FIELDS, WorkerRecord
-from hpsched.study import live_workers
 from hpsched.summary import Summary
 
 if TYPE_CHECKING:
@@ -26,17 +26,69 @@ if TYPE_CHECKING:
     from hpsched.cycle import Progress as CycleProgress
 
 
-def status_screen(summary: Summary) -> RenderableType:
-    """The study at a glance."""
-    parts: list[RenderableType] = [_title(summary)]
-    if summary.progress is not None:
-        parts.append(_progress(summary))
-    parts += [_facts(summary), *_tables(summary)]
-    parts += [Text(f"· {text}") for text in summary.findings]
-    parts += [Text.from_markup(f"[yellow]![/] {escape(text)}") for text in summary.warnings]
-    if summary.next_command:
-        parts.append(Text.from_markup(f"\nNext: [bold cyan]{escape(summary.next_command)}[/]"))
-    return Group(*parts)
+#: Column of the workers' table → from which width of the terminal on it is shown.
+_WORKERS = {
+    "worker": 70, "device": 0, "at work on": 0, "rate": 110, "loss": 60, "curve": 100,
+    "left": 85, "heard": 0, "done": 75,
+}  # fmt: skip
+CURVE = 12  # letters of a worker's loss curve
+NARROW = 60  # columns below which words make room
+
+
+class StatusScreen:
+    """The study at a glance, in as many columns as there are.
+
+    Args:
+        summary: The study.
+        now: Unix time by the database's clock, for the age of heartbeats; None: this machine's.
+        seen: Earlier looks at the workers, for the curves of their runs.
+    """
+
+    def __init__(
+        self, summary: Summary, now: float | None = None, seen: Seen | None = None
+    ) -> None:
+        self._summary = summary
+        self._now = time.time() if now is None else now
+        self._seen = seen or Seen()
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """For Rich."""
+        summary, width, plain = self._summary, options.max_width, options.ascii_only
+        yield _title(summary)
+        if summary.progress is not None:
+            yield _progress(summary, width)
+        yield _facts(summary, width, plain)
+        if summary.rungs:
+            yield _rungs(summary, width, plain)
+        if summary.live:
+            yield _workers(summary, self._now, self._seen, width, plain)
+        yield from (Text(f"· {text}") for text in summary.findings)
+        for text in summary.warnings:
+            yield Text.assemble(("! ", "yellow"), text)
+        if summary.next_command:
+            yield Text.assemble("\nNext: ", (summary.next_command, "bold cyan"))
+
+
+def status_screen(
+    summary: Summary, now: float | None = None, seen: Seen | None = None
+) -> RenderableType:
+    """The study at a glance; see :class:`StatusScreen`."""
+    return StatusScreen(summary, now, seen)
+
+
+def status_line(summary: Summary) -> str:
+    """The study in a line, for logs: budget, trials, best, workers, time left."""
+    parts = [f"{100 * summary.progress:.0f} %"] if summary.progress is not None else []
+    trials = sum(summary.states.values())
+    parts.append(f"{trials} trial{'s' * (trials != 1)}")
+    if again := summary.confirmations:
+        parts.append(f"{again} confirmation{'s' * (again != 1)}")
+    parts.append(f"{number(summary.cost.cycles)} full cycles spent")
+    parts.append(f"best {value_text(summary.best)}" if summary.best else "no full cycle yet")
+    parts.append(f"{len(summary.live)} worker{'s' * (len(summary.live) != 1)}")
+    if summary.eta:
+        parts.append(f"about {duration(summary.eta)} left")
+    return ", ".join(parts)
 
 
 def best_table(best: Best) -> RenderableType:
@@ -77,6 +129,9 @@ def _difference(best: Best) -> str:
     )
 
 
+# -- parts of the status ---------------------------------------------------------------------------
+
+
 def _title(summary: Summary) -> Text:
     budget = ""
     if summary.settings:
@@ -87,23 +142,22 @@ def _title(summary: Summary) -> Text:
             else duration(s.timeout)
         )  # fmt: skip
         budget = f"   budget {limit}, {summary.direction}, seed {s.seed}"
-    return Text.from_markup(f"[bold]{escape(summary.name)}[/]{budget}")
+    return Text.assemble((summary.name, "bold"), budget)
 
 
-def _progress(summary: Summary) -> RenderableType:
+def _progress(summary: Summary, width: int) -> RenderableType:
+    share = summary.progress or 0.0
+    left = f"about {duration(summary.eta)} left" if summary.eta else ""
     grid = Table.grid(padding=(0, 1))
-    grid.add_row(
-        ProgressBar(total=1.0, completed=summary.progress or 0.0, width=40),
-        f"{100 * (summary.progress or 0.0):.0f} %",
-        f"about {duration(summary.eta)} left" if summary.eta else "",
-    )
+    bar = ProgressBar(total=1.0, completed=share, width=max(8, min(40, width - 30)))
+    grid.add_row(bar, f"{100 * share:.0f} %", left)
     return grid
 
 
-def _facts(summary: Summary) -> RenderableType:
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(style="bold")
-    grid.add_column()
+def _facts(summary: Summary, width: int, plain: bool) -> RenderableType:
+    grid = Table.grid(padding=(0, 2 if width >= NARROW else 1))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(overflow="fold")
     said = {"complete": "completed", "fail": "failed"}
     states = ", ".join(f"{n} {said.get(s, s)}" for s, n in sorted(summary.states.items()))
     diverged = sum(run.diverged is not None for run in summary.runs)
@@ -112,13 +166,25 @@ def _facts(summary: Summary) -> RenderableType:
     extra += f", {again} confirmation{'s' * (again != 1)}" if again else ""
     grid.add_row("trials", (states or "none yet") + extra)
     grid.add_row("best", value_text(summary.best) if summary.best else "no full cycle finished yet")
+    if curve := _best_so_far(summary, min(40, width - 28), plain):
+        grid.add_row("so far", curve)
     grid.add_row("spent", _cost(summary.cost) + _parts(summary))
     if summary.saved_cycles:
         grid.add_row("saved", f"{number(summary.saved_cycles)} full cycles by pruning")
     for context, window in summary.windows.items():
-        name = f"max_lr ({context})" if context else "max_lr"
-        grid.add_row(escape(name), _window(window))
+        name = f"{context}: " if context else ""
+        grid.add_row("max_lr", Text(f"{name}{_window(window)}"))
     return grid
+
+
+def _best_so_far(summary: Summary, width: int, plain: bool) -> Text | None:
+    """The best single run over what was spent, as a curve between its first and last value."""
+    points = best_so_far(summary.runs, summary.direction == "minimize")
+    if len(points) < 2:
+        return None
+    line = steps_line(points, summary.cost.cycles, width, plain)
+    first, last = number(points[0][1]), number(points[-1][1])
+    return Text.assemble(f"{first} ", (line, "cyan"), f" {last}")
 
 
 def _window(where: Coordinates) -> str:
@@ -148,69 +214,133 @@ def _parts(summary: Summary) -> str:
     return f"; range tests {number(sweeps)}, confirmations {number(again)}"
 
 
-def _tables(summary: Summary) -> Iterable[RenderableType]:
-    if summary.rungs:
-        table = Table(box=box.SIMPLE, pad_edge=False)
-        for name in ("rung", "steps", "reached", "pruned after it"):
-            table.add_column(name, justify="right")
-        for rung in summary.rungs:
-            table.add_row(str(rung.rung), f"{rung.steps:,}", str(rung.reached), str(rung.pruned))
-        yield table
-    live = live_workers(summary.workers, time.time())
-    if live:
-        table = Table(box=box.SIMPLE, pad_edge=False)
-        for name in ("worker", "device", "at work on", "rate", "loss", "done"):
-            table.add_column(name)
-        for worker in live.values():
-            table.add_row(*_worker_row(worker))
-        yield table
+def _rungs(summary: Summary, width: int, plain: bool) -> Table:
+    table = Table(box=box.SIMPLE, pad_edge=False)
+    for name in ("rung", "steps", "reached", "pruned" if width < NARROW else "pruned after it"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    most = max(rung.reached for rung in summary.rungs)
+    room = min(30, width - 46)
+    for rung in summary.rungs:
+        bar = _bar(rung.reached, rung.pruned, most, room, plain)
+        table.add_row(str(rung.rung), f"{rung.steps:,}", str(rung.reached), str(rung.pruned), bar)
+    return table
 
 
-def _worker_row(worker: WorkerRecord) -> list[str]:
-    doing = worker.state
-    if worker.trial is not None:
-        doing = f"trial {worker.trial}"
-        if worker.kind:
-            what = worker.kind.replace("_", " ")
-            what += f" {worker.rung}" if worker.kind == "rung" else ""
-            doing += f", {what}, step {worker.step}/{worker.total_steps}"
-    return [
-        f"{escape(worker.host)}:{worker.pid}",
-        escape(worker.device),
-        doing,
-        number(worker.lr),
-        number(worker.loss),
-        str(worker.done),
-    ]
+def _bar(reached: int, pruned: int, most: int, width: int, plain: bool) -> Text:
+    """A bar of those that reached a rung; the part that was pruned after it is faint."""
+    if width < 5:
+        return Text("")
+    whole = round(width * reached / most) or 1
+    faint = round(whole * pruned / max(reached, 1))
+    strong, weak = ("#", ".") if plain else ("█", "░")
+    return Text.assemble((strong * (whole - faint), "cyan"), (weak * faint, "dim"))
+
+
+def _workers(summary: Summary, now: float, seen: Seen, width: int, plain: bool) -> Table:
+    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
+    shown = [name for name, least in _WORKERS.items() if width >= least]
+    for name in shown:
+        free = name == "at work on"
+        most = width // 4 if name in ("worker", "device") else None
+        how = "fold" if free else "ellipsis"
+        table.add_column(name, no_wrap=not free, overflow=how, max_width=most)  # type: ignore[arg-type]
+    for key, worker in summary.live.items():
+        cells = {
+            "worker": f"{worker.host}:{worker.pid}",
+            "device": worker.device,
+            "at work on": doing(worker),
+            "rate": number(worker.lr),
+            "loss": number(worker.loss),
+            "curve": sparkline(seen.losses(key), CURVE, plain),
+            "left": duration(seen.left(key)),
+            "heard": heard(now - worker.seen),
+            "done": str(worker.done),
+        }
+        table.add_row(*(Text(cells[name]) for name in shown))
+    return table
+
+
+def heard(seconds: float) -> str:
+    """How long ago a worker gave a sign of life, in its largest unit."""
+    return f"{' '.join(duration(max(0.0, round(seconds))).split()[:2])} ago"
+
+
+def doing(worker: WorkerRecord) -> str:
+    """What a worker does: ``trial 12, rung 1, step 40/300``, or its state."""
+    if worker.trial is None:
+        return worker.state
+    if worker.kind is None:
+        return f"trial {worker.trial}, {worker.state}"
+    return f"trial {worker.trial}, {run_text(worker)}, step {worker.step}/{worker.total_steps}"
+
+
+def run_text(at: CycleProgress | WorkerRecord) -> str:
+    """The run in hand: ``range test``, ``rung 1``, ``confirm``."""
+    what = (at.kind or "").replace("_", " ")
+    return what + (f" {at.rung}" if at.kind == "rung" else "")
 
 
 @contextmanager
-def progress_line(console: Console) -> Iterator[Callable[[str, CycleProgress], None]]:
+def progress_line(
+    console: Console,
+) -> Iterator[Callable[[str, CycleProgress | WorkerRecord], None]]:
     """A line that shows the run in hand; on a terminal only, elsewhere the log has to do."""
-    if not console.is_terminal:
+    if not is_live(console):
         yield lambda _label, _at: None
         return
-    screen = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=20),
-        TextColumn("{task.completed:.0f}/{task.total:.0f} steps"),
-        TextColumn("{task.fields[detail]}"),
-        console=console,
-        transient=True,
-    )
-    task = screen.add_task("", visible=False, detail="")
+    line = RunLine()
+    with Live(line, console=console, transient=True):
+        yield line.show
 
-    def draw(label: str, at: CycleProgress) -> None:
-        what = at.kind.replace("_", " ") + (f" {at.rung}" if at.kind == "rung" else "")
-        loss = f", loss {number(at.loss)}" if at.loss is not None else ""
-        screen.update(
-            task,
-            description=label + what,
-            total=at.total_steps,
-            completed=at.step,
-            detail=f"rate {number(at.lr)}{loss}",
-            visible=True,
-        )
 
-    with screen:
-        yield draw
+def is_live(console: Console) -> bool:
+    """Whether a screen can be drawn over and over: on a terminal that can move its cursor."""
+    return console.is_terminal and not console.is_dumb_terminal
+
+
+class RunLine:
+    """The run in hand in one line of the terminal, however narrow: what, how far, loss, time left.
+
+    Call :meth:`show` with each news of it.
+    """
+
+    def __init__(self) -> None:
+        self._label = ""
+        self._at: CycleProgress | WorkerRecord | None = None
+        self._losses: list[float] = []
+        self._first: tuple[float, int] = (0.0, 0)
+
+    def show(self, label: str, at: CycleProgress | WorkerRecord) -> None:
+        """Take in where the run is; a worker between two runs shows the last one."""
+        if at.kind is None:
+            return
+        before = self._at
+        if before is None or (label, at.kind, at.rung) != (self._label, before.kind, before.rung):
+            self._losses, self._first = [], (time.monotonic(), at.step or 0)
+        self._label, self._at = label, at
+        if at.loss is not None and (before is None or before.step != at.step):
+            self._losses.append(at.loss)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """For Rich."""
+        at = self._at
+        if at is None:
+            return
+        width, plain = options.max_width, options.ascii_only
+        grid = Table.grid(padding=(0, 1))
+        for _ in range(3):
+            grid.add_column(no_wrap=True, overflow="ellipsis")
+        bar = ProgressBar(total=at.total_steps, completed=at.step or 0, width=min(20, width // 5))
+        curve = sparkline(self._losses, min(20, width - 90), plain)
+        grid.add_row(Text(f"{self._label}{run_text(at)}"), bar, Text(self._detail(at, curve)))
+        yield grid
+
+    def _detail(self, at: CycleProgress | WorkerRecord, curve: str) -> str:
+        parts = [f"{at.step}/{at.total_steps} steps", f"rate {number(at.lr)}"]
+        parts += [f"loss {number(at.loss)} {curve}".rstrip()] if at.loss is not None else []
+        began, first = self._first
+        taken, step, total = time.monotonic() - began, at.step or 0, at.total_steps or 0
+        if taken > 1 and step > first:
+            parts.append(f"{duration(round((total - step) * taken / (step - first)))} left")
+        return ", ".join(parts)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
 import sys
 import time
 import warnings
-from contextlib import nullcontext
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,7 +17,9 @@ import typer
 from rich import box
 from rich.live import Live
 from rich.markup import escape
+from rich.progress import Progress
 from rich.table import Table
+from sqlalchemy.exc import SQLAlchemyError
 
 from hpsched.cli.app import (
     Format,
@@ -32,9 +33,10 @@ from hpsched.cli.app import (
     state,
     with_storage,
 )
-from hpsched.cli.screen import best_table, status_screen, value_text
+from hpsched.cli.screen import best_table, is_live, status_line, status_screen, value_text
+from hpsched.cli.sparkline import Seen
 from hpsched.errors import UsageError
-from hpsched.present import number
+from hpsched.present import duration, number
 
 if TYPE_CHECKING:
     from hpsched.summary import Summary
@@ -161,7 +163,8 @@ def confirmation_plan(study: optuna.Study) -> str:
     if planned >= wanted:
         return ""
     recipes = max(1, planned // settings.confirm_seeds)
-    said = f"{recipes} recipe{'s' if recipes > 1 else ''} with fresh seeds, {planned} runs in all"
+    runs = f"{planned} run{'s' if planned > 1 else ''} in all"
+    said = f"{recipes} recipe{'s' if recipes > 1 else ''} with fresh seeds, {runs}"
     return (
         f"[yellow]Note:[/] this budget confirms {said if planned else 'nothing'}; "
         f"--cycles {math.ceil(wanted / CONFIRM_SHARE)} would confirm {settings.confirm_top} x "
@@ -214,35 +217,78 @@ def status(
     from hpsched.study import open_study
 
     study = open_study(name, storage)
-    if not watch:
-        summary = _summary(study, storage)
-        show(summary.to_json(), format, lambda: status_screen(summary))
+    if watch:
+        if format != "table":
+            raise UsageError("--watch draws a screen: leave --format out, or call it repeatedly.")
+        _watch(study, storage, interval)
         return
-    if format != "table":
-        raise UsageError("--watch draws a screen: leave --format out, or call it repeatedly.")
-    # Logs and CI get one report after the other, as plain lines.
-    live = Live(console=state.out, auto_refresh=False) if state.out.is_terminal else None
-    with live or nullcontext():
-        while True:
-            summary = _summary(study, storage)
+    summary, now = _summary(study, storage)
+    show(summary.to_json(), format, lambda: status_screen(summary, now))
+
+
+def _watch(study: optuna.Study, storage: str | None, interval: float) -> None:
+    """Show the study until its budget is spent, or Ctrl-C."""
+    draw = _draw_over if is_live(state.out) else _log_changes
+    try:
+        draw(_looks(study, storage, interval))
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+def _looks(
+    study: optuna.Study, storage: str | None, interval: float
+) -> Iterator[tuple[Summary, float]]:
+    """The study every few seconds, with the database's time, until it is done."""
+    last: tuple[Summary, float] | None = None
+    while True:
+        try:
+            last = _summary(study, storage)
+        except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+            if last is None:
+                raise
+            lost = f"no news of the study: the database is away ({type(error).__name__})"
+            last = replace(last[0], warnings=(lost,)), last[1]
+        yield last
+        if last[0].progress == 1.0:
+            return
+        time.sleep(interval)
+
+
+def _draw_over(looks: Iterator[tuple[Summary, float]]) -> None:
+    """On a terminal, one screen."""
+    seen = Seen()
+    with Live(console=state.out, auto_refresh=False) as live:
+        for summary, now in looks:
+            for key, worker in summary.live.items():
+                seen.look(key, worker)
             if "--watch" in summary.next_command:  # the reader is doing it
                 summary = replace(summary, next_command="")
-            if live:
-                live.update(status_screen(summary), refresh=True)
-            else:
-                state.out.print(status_screen(summary))
-            if summary.progress == 1.0:
-                return
-            time.sleep(interval)
+            live.update(status_screen(summary, now, seen), refresh=True)
 
 
-def _summary(study: optuna.Study, storage: str | None) -> Summary:
+def _log_changes(looks: Iterator[tuple[Summary, float]]) -> None:
+    """In logs and CI, a line whenever something has changed, and the whole at the end."""
+    said, last = "", None
+    for summary, now in looks:
+        line, last = status_line(replace(summary, eta=None)), (summary, now)
+        if line != said:
+            said = line
+            left = f", about {duration(summary.eta)} left" if summary.eta else ""
+            typer.echo(f"{time.strftime('%H:%M:%S')} {summary.name}: {line}{left}")
+    if last is not None:
+        state.out.print(status_screen(*last))
+
+
+def _summary(study: optuna.Study, storage: str | None) -> tuple[Summary, float]:
+    """The study now, and what time that is for the database."""
+    from hpsched.storage import clock
     from hpsched.summary import summarise
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the summary names what it could not read
-        found = summarise(study)
-    return replace(found, next_command=with_storage(found.next_command, storage))
+        now = clock(study._storage)()
+        found = summarise(study, now)
+    return replace(found, next_command=with_storage(found.next_command, storage)), now
 
 
 @study_app.command(epilog="Example: hpsched study best resnet --format torch")
@@ -272,18 +318,40 @@ def best(
 
 @study_app.command(epilog="Example: hpsched study report resnet -o report.html")
 def report(
-    name: Name,
+    names: Annotated[
+        list[str],
+        typer.Argument(help="A study, or several to compare.", show_default=False, metavar="NAME…"),
+    ],
     storage: Storage = None,
-    output: Annotated[Path, option("--output", "-o", help="Where to write it.")] = Path(
-        "report.html"
-    ),
+    output: Annotated[
+        Path, option("--output", "-o", help="Where to write it: .html, .md, or - for stdout.")
+    ] = Path("report.html"),
+    format: Annotated[
+        str | None,
+        option(
+            "--format",
+            "-f",
+            help="html or md. Default: by the name of --output; md on stdout.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
-    """Write one self-contained HTML page: the answer, the evidence, the plots. Works offline."""
-    from hpsched.report import write_report
+    """Write one self-contained page: the answer, the evidence, the plots. Works offline.
+
+    As Markdown, without plots, for a pull request: hpsched study report resnet -o report.md
+
+    Several studies against each other: hpsched study report resnet resnet-2 -o compare.html
+    """
+    from hpsched.report import is_markdown, render, write_report
     from hpsched.study import open_study
     from hpsched.summary import summarise
 
-    typer.echo(write_report(summarise(open_study(name, storage)), output))
+    as_markdown = is_markdown(output, format)
+    found = [summarise(open_study(name, storage)) for name in names]
+    if str(output) == "-":
+        typer.echo(render(found, as_markdown=as_markdown), nl=False)
+    else:
+        typer.echo(write_report(found, output, as_markdown=as_markdown))
 
 
 @study_app.command(epilog="Example: hpsched study confirm resnet --top 2 --seeds 3")
@@ -312,25 +380,63 @@ def export(
     ] = None,
     format: Annotated[str, option("--format", "-f", help="json or csv.")] = "json",
 ) -> None:
-    """Every trial with all records as JSON, or one line a trial as CSV."""
-    from hpsched.study import export_csv, export_study, open_study
+    """Everything as JSON, which `hpsched study import` reads; or one line a trial as CSV."""
+    from hpsched.archive import export_csv, export_json
+    from hpsched.study import open_study
 
     study = open_study(name, storage)
     if format not in ("json", "csv"):
         raise UsageError(f"--format {format!r}: json or csv.")
-    text = (
-        json.dumps(export_study(study), indent=1) + "\n" if format == "json" else export_csv(study)
-    )
+    text = export_json(study) if format == "json" else export_csv(study)
     if output is None:
         typer.echo(text, nl=False)
         return
     try:
-        output.write_text(text)
+        output.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UsageError(
             f"Cannot write {output}: {error.strerror}. Choose another --output."
         ) from None
     typer.echo(output)
+
+
+@study_app.command("import", epilog="Example: hpsched study import resnet.json --name resnet-2")
+def import_(
+    file: Annotated[Path, typer.Argument(help="What `hpsched study export` wrote; - for stdin.")],
+    name: Annotated[str | None, option(help="Default: the name it was exported under.")] = None,
+    storage: Storage = None,
+) -> None:
+    """Store an exported study, exactly as it was; trials that were running wait to run again."""
+    from hpsched.archive import import_study, read_archive
+
+    archive = read_archive(_read(file), str(file))
+    with Progress(console=state.err, transient=True, disable=not state.err.is_terminal) as screen:
+        task = screen.add_task("trials", total=len(archive.trials))
+        study = import_study(
+            archive,
+            name=name,
+            storage=storage,
+            on_progress=lambda stored: screen.update(task, completed=stored),
+        )
+    typer.echo(study.study_name)
+    hint(f"{len(archive.trials)} trials imported.")
+    if archive.requeued:
+        numbers = ", ".join(map(str, archive.requeued))
+        hint(f"Running when exported, and back in the queue with what they have: {numbers}")
+    status = f"hpsched study status {shlex.quote(study.study_name)}"
+    hint(f"Next: {command_text(status, storage)}")
+
+
+def _read(file: Path) -> str:
+    try:
+        data = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+        return data.decode()
+    except OSError as error:
+        raise UsageError(
+            f"Cannot read {file}: {error.strerror}. Name what `hpsched study export` wrote."
+        ) from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{file} is no export of a study: it is not UTF-8 text.") from None
 
 
 @study_app.command(epilog="Example: hpsched study delete resnet --yes")
@@ -361,6 +467,7 @@ def _agrees(question: str) -> bool:
 def one_line(summary: Any) -> str:
     """A study's result in one line, for the end of a worker."""
     if summary.best is None:
-        return "no full cycle finished yet"
+        over = summary.progress == 1.0
+        return "no full cycle finished " + ("within the budget" if over else "yet")
     spent = number(summary.cost.cycles)
     return f"best {value_text(summary.best)}, {spent} full cycles spent"

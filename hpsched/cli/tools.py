@@ -1,8 +1,7 @@
-"""``hpsched schedule``, ``dashboard`` and ``doctor``."""
+"""``hpsched schedule`` and ``hpsched doctor``."""
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +10,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from hpsched.cli.app import Format, Storage, app, hint, option, show
+from hpsched.cli.app import Format, Storage, app, option, show
 from hpsched.errors import UsageError
 
 schedule_app = typer.Typer(no_args_is_help=True, help="The schedules hpsched knows.")
@@ -59,47 +58,6 @@ def schedule_plot(
     figure = schedule_gallery(names or list(GALLERY), total_steps=total_steps, max_lr=max_lr)
     write_figure(figure, output)
     typer.echo(output)
-
-
-@app.command(epilog="Example: hpsched dashboard --port 8080")
-def dashboard(
-    storage: Storage = None,
-    host: Annotated[str, option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, option(help="Port to listen on.", min=1, max=65_535)] = 8080,
-) -> None:
-    """Start the Optuna Dashboard on a storage, on this machine only unless told otherwise.
-
-    It has no log-in: whoever reaches the port can delete studies.
-    """
-    from hpsched.dashboard_figures import publish_in_background
-    from hpsched.storage import open_storage
-
-    try:
-        import optuna_dashboard
-    except ImportError:
-        raise UsageError(
-            "The Optuna Dashboard is not installed: pip install 'hpsched[dashboard]'."
-        ) from None
-    held = open_storage(storage)
-    publish_in_background(held)
-    hint(f"Optuna Dashboard on http://{host}:{port} (Ctrl-C ends it)")
-    failed: list[OSError] = []
-
-    def serve() -> None:
-        try:
-            optuna_dashboard.run_server(held, host=host, port=port)
-        except OSError as error:
-            failed.append(error)
-
-    # In a thread: the server swallows a Ctrl-C that comes while it answers a request.
-    server = threading.Thread(target=serve, daemon=True)
-    server.start()
-    server.join()
-    if failed:
-        error = failed[0]
-        raise UsageError(
-            f"Cannot listen on {host}:{port}: {error.strerror}. Choose another --port or --host."
-        ) from None
 
 
 @app.command(epilog="Example: hpsched doctor --study resnet")

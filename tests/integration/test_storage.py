@@ -16,12 +16,12 @@ from typing import Any
 import optuna
 import pytest
 import sqlalchemy
-from conftest import environment
 
 import hpsched
 from hpsched import storage
 from hpsched.errors import StorageError, UsageError
 from hpsched.storage import exclusive, open_storage, redact, resolve_url, url_of
+from tests.fleet import environment
 
 # -- opening ---------------------------------------------------------------------------------------
 
@@ -45,8 +45,10 @@ def ended_well(*processes: subprocess.Popen[str]) -> list[str]:
 
 
 def go(*processes: subprocess.Popen[str]) -> list[str]:
-    """Let them all begin at once: each reads a line when it is ready."""
-    time.sleep(2)
+    """Let them all begin at once: each says when it is ready, and reads a line."""
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
     for process in processes:
         assert process.stdin is not None
         process.stdin.write("go\n")
@@ -68,6 +70,7 @@ import sys
 import optuna
 from hpsched.storage import open_storage
 optuna.logging.set_verbosity(optuna.logging.WARNING)
+print("ready", flush=True)
 sys.stdin.readline()
 held = open_storage(sys.argv[1], create=True)
 optuna.create_study(study_name="s", storage=held, load_if_exists=True)
@@ -282,6 +285,7 @@ import optuna
 from hpsched.storage import open_storage
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 study = optuna.load_study(study_name="s", storage=open_storage(sys.argv[1]))
+print("ready", flush=True)
 sys.stdin.readline()
 for _ in range(15):
     print(study.ask().number)
@@ -322,6 +326,20 @@ def test_a_workers_storage_waits_for_the_server(
     timer.join()
     study.tell(trial, 1.0)
     assert study.trials[0].user_attrs == {"after": "the restart"}
+    assert "the database is away" in caplog.text
+
+
+@pytest.mark.postgres
+def test_a_workers_turn_waits_for_the_server(
+    postgres: Any, postgres_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    held = open_storage(postgres_url, create=True, heartbeat=True)
+    postgres.stop()
+    timer = threading.Timer(1.0, postgres.start)
+    timer.start()
+    with exclusive(held, "s"):
+        pass
+    timer.join()
     assert "the database is away" in caplog.text
 
 

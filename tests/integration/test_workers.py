@@ -12,47 +12,15 @@ from typing import Any
 
 import optuna
 import pytest
-from conftest import Fleet, Postgres
 from fake_training import FakeTraining
-from optuna.trial import FixedTrial, FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 import hpsched
 from hpsched import ledger, records
 from hpsched.worker import Worker
-
-FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
-QUICK = {"HPSCHED_HEARTBEAT": "1", "HPSCHED_GRACE": "3"}
-
-
-def search(trials: list[FrozenTrial]) -> list[FrozenTrial]:
-    return [trial for trial in trials if not records.is_confirmation(trial)]
-
-
-def confirmations(trials: list[FrozenTrial]) -> Counter[int]:
-    """Trial → how many finished confirmations it has."""
-    return Counter(
-        trial.user_attrs[records.CONFIRMS]
-        for trial in trials
-        if records.is_confirmation(trial) and trial.state in FINISHED
-    )
-
-
-def check(trials: list[FrozenTrial], count: int) -> None:
-    """``count`` search trials, all finished and whole, whose values follow from their seeds."""
-    assert len(search(trials)) == count
-    assert {trial.state for trial in trials} <= set(FINISHED)
-    for trial in trials:
-        assert set(trial.params) == set(records.FIELDS), trial.number
-        for cycle in records.cycles(trial):
-            assert cycle.value == again(trial, cycle), (trial.number, cycle.rung)
-        if trial.state == TrialState.COMPLETE:
-            assert trial.value == records.cycles(trial)[-1].value
-
-
-def again(trial: FrozenTrial, cycle: records.CycleRecord) -> float:
-    """The value of the trial's stored recipe and the run's stored seed, trained once more."""
-    recipe = hpsched.suggest_onecycle(FixedTrial(trial.params), total_steps=900)
-    return recipe.train(FakeTraining(), cycle.steps, cycle.seed)
+from tests.faults.account import FINISHED, check, confirmations, search
+from tests.faults.servers import Postgres
+from tests.fleet import QUICK, Fleet
 
 
 def check_runs(fleet: Fleet, *, repeated: int = 0) -> None:
@@ -184,9 +152,9 @@ def test_a_killed_workers_trial_goes_on_elsewhere(fleet: Fleet) -> None:
 
 def test_a_worker_leaves_while_another_one_is_alive_and_busy(sqlite_fleet: Fleet) -> None:
     sqlite_fleet.create(trials=1, seed=1, confirm_top=0)
-    busy = sqlite_fleet.start(PACE='{"rung0": 60}')
+    busy = sqlite_fleet.start(PACE='{"rung0": 60}', **QUICK)
     sqlite_fleet.until_starts("rung0", busy.pid)
-    sqlite_fleet.wait(sqlite_fleet.start(), seconds=15)
+    sqlite_fleet.wait(sqlite_fleet.start(**QUICK), seconds=15)
     assert busy.poll() is None
 
 
@@ -219,11 +187,8 @@ def test_an_interrupted_worker_puts_its_trial_back(
     fleet.create(trials=3, seed=1, confirm_top=1, confirm_seeds=1)
     worker = fleet.start(PACE=f'{{"{where}": 60}}')
     fleet.until_starts(where)
-    began = time.monotonic()
     worker.send_signal(number)
-    output = fleet.wait(worker, 128 + number)
-    assert time.monotonic() - began < 10
-    assert "back in the queue" in output
+    assert "back in the queue" in fleet.wait(worker, 128 + number, seconds=50)
     trials = fleet.study().trials
     assert [t.state for t in trials if not t.state.is_finished()] == [TrialState.WAITING]
     fleet.work()
@@ -231,32 +196,17 @@ def test_an_interrupted_worker_puts_its_trial_back(
     check_runs(fleet, repeated=1)
 
 
-def test_a_second_signal_ends_at_once(sqlite_fleet: Fleet) -> None:
-    (sqlite_fleet.folder / "stubborn.py").write_text(STUBBORN)
-    hpsched.create_study(
-        "fake", objective="stubborn.py:objective", storage=sqlite_fleet.url, trials=1
-    )
-    worker = sqlite_fleet.start(**QUICK)
-    sqlite_fleet.until(lambda: (sqlite_fleet.folder / "here").exists())
-    worker.send_signal(signal.SIGINT)
-    time.sleep(0.5)
-    assert worker.poll() is None
-    worker.send_signal(signal.SIGINT)
-    sqlite_fleet.wait(worker, 130, seconds=5)
-
-
-STUBBORN = """
-from pathlib import Path
-import time
-
-def objective(trial):
-    Path("here").touch()
-    while True:
-        try:
-            time.sleep(60)
-        except BaseException:
-            pass
-"""
+def test_a_signal_that_comes_twice_is_one(sqlite_fleet: Fleet) -> None:
+    """Schedulers signal all processes of a job, and one of these passes it on to the others."""
+    fleet = sqlite_fleet
+    fleet.create(trials=1, seed=1, confirm_top=0)
+    worker = fleet.start(PACE='{"rung1": 60}')
+    fleet.until_starts("rung1")
+    for _ in range(3):
+        worker.send_signal(signal.SIGTERM)
+        time.sleep(0.01)
+    assert "back in the queue" in fleet.wait(worker, 143)
+    assert [trial.state for trial in fleet.study().trials] == [TrialState.WAITING]
 
 
 def test_signals_at_any_moment(sqlite_fleet: Fleet) -> None:
@@ -344,8 +294,8 @@ def test_a_signal_in_a_claim(
 
     def then_signal(*args: Any, **kwargs: Any) -> Any:
         found = original(*args, **kwargs)
-        os.kill(os.getpid(), signal.SIGTERM)
         monkeypatch.setattr(target, name, original)
+        os.kill(os.getpid(), signal.SIGTERM)
         return found
 
     monkeypatch.setattr(target, name, then_signal)
@@ -366,6 +316,8 @@ def test_a_claim_cut_off_anywhere_leaves_no_silent_running_trial(
     method: str, study: optuna.Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backend = study._storage._backend  # type: ignore[attr-defined]
+    if method == "set_trial_user_attr":  # a trial of ours has its mark from the beginning
+        study.enqueue_trial({})
     name = "_create_new_trial" if method == "create_new_trial" else method
     original = getattr(backend, name)
 
@@ -424,10 +376,23 @@ def lost() -> Exception:
     return sqlalchemy.exc.OperationalError("COMMIT", {}, Exception("server closed the connection"))
 
 
+@pytest.mark.parametrize("unheard", [0, 1])
 def test_a_signal_inside_a_database_call_waits_until_it_is_over(
-    study: optuna.Study, monkeypatch: pytest.MonkeyPatch
+    study: optuna.Study, monkeypatch: pytest.MonkeyPatch, unheard: int
 ) -> None:
     import sqlalchemy
+
+    # The repetition after the call may come as the main thread enters a system call, where Python
+    # does not notice it: seen once in thousands of runs.
+    deliver, unnoticed = signal.pthread_kill, []
+
+    def lossy(thread: int, number: int) -> None:
+        if torn[-1:] == [False] and len(unnoticed) < unheard:
+            unnoticed.append(number)
+        else:
+            deliver(thread, number)
+
+    monkeypatch.setattr(signal, "pthread_kill", lossy)
 
     torn = []
 
@@ -446,8 +411,8 @@ def test_a_signal_inside_a_database_call_waits_until_it_is_over(
 
     began = time.monotonic()
     assert Worker(study, suggest_only).run().interrupted
-    assert torn == [True, False]
-    assert time.monotonic() - began < 10
+    assert torn == [True, False] and len(unnoticed) == unheard
+    assert time.monotonic() - began < 25  # of the 30 that the objective would take
     (trial,) = study.get_trials()
     assert trial.state == TrialState.WAITING
     assert "x" in trial.params
