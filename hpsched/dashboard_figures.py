@@ -49,8 +49,9 @@ def publish_after(study: Study, number: int) -> None:
     try:
         if not _is_installed():
             return
-        trials = study.get_trials(deepcopy=False)
-        brought = next(trial.user_attrs for trial in trials if trial.number == number)
+        storage = study._storage
+        trial_id = storage.get_trial_id_from_study_id_trial_number(study._study_id, number)
+        brought = storage.get_trial(trial_id).user_attrs
         if {records.RANGE_TEST, records.REFINES} & set(brought):
             publish(study)
     except Exception as error:

@@ -14,13 +14,16 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from hpsched.coordinates import full_scale_values
-from hpsched.figure_style import TICKS
-from hpsched.ledger import Candidate, Run, rank
+from hpsched.errors import UsageError
+from hpsched.figure_style import TICKS, shortened
+from hpsched.ledger import Candidate, Run, as_they_ended, rank
 from hpsched.present import number
+from hpsched.records import once
 from hpsched.summary import Summary
 
 ENDINGS = ("went on", "finished", "pruned", "diverged", "running or failed")
 Curves = dict[str, list[tuple[int, float | None]]]
+MOST = 300  # results of a kind that a figure draws, of any number there are
 _FAR = 3.0  # interquartile ranges beyond a quartile from where a value may lie off the axis
 
 
@@ -34,6 +37,7 @@ class Point:
         value: How good it was; of a pruned trial, as expected after a full cycle.
         params: The trial's parameters.
         text: What hovering tells, as plotly's HTML.
+        head: The lines of it that say which trial, and how good.
     """
 
     number: int
@@ -41,6 +45,7 @@ class Point:
     value: float
     params: Mapping[str, Any]
     text: str
+    head: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,22 +57,61 @@ class Results:
     again: list[Point]
 
 
+@once(lambda _: True)
 def results(summary: Summary) -> Results:
     """Every finite result of the study, with what had been spent when it came."""
     moved = full_scale_values([run.trial for run in summary.runs if run.confirms is None])
     found = Results(full=[], short=[], again=[])
-    spent: dict[str, float] = {}
-    for run in sorted(summary.runs, key=_ended):
-        spent |= {name: cost.cycles for name, cost in run.parts().items()}
+    for run, spent in as_they_ended(summary.runs):
         kind, value = _outcome(run, moved)
         if kind and value is not None and math.isfinite(value):
-            getattr(found, kind).append(_point(run, sum(spent.values()), value))
+            getattr(found, kind).append(_point(run, spent, value))
     return found
 
 
-def _ended(run: Run) -> tuple[float, int]:
-    when = run.trial.datetime_complete
-    return (when.timestamp() if when else math.inf, run.trial.number)
+@once(lambda _: True)
+def shown(summary: Summary) -> Results:
+    """Those of :func:`results` that are drawn: of each kind :data:`MOST` at most."""
+    found, maximise = results(summary), not minimises(summary)
+    return Results(
+        **{kind: _sample(getattr(found, kind), maximise) for kind in ("full", "short", "again")}
+    )
+
+
+def _sample(points: list[Point], maximise: bool) -> list[Point]:
+    """The best, the latest, those at the ends of each parameter, and every so many of the rest."""
+    count, quarter = len(points), MOST // 4
+    if count <= MOST:
+        return points
+    good = sorted(range(count), key=lambda i: points[i].value, reverse=maximise)
+    kept = {*good[:quarter], good[-1], *range(count - quarter, count), *_ends(points)[:quarter]}
+    rest, room = [i for i in range(count) if i not in kept], MOST - len(kept)
+    kept.update(rest[place * len(rest) // room] for place in range(room))
+    return [points[i] for i in sorted(kept)]
+
+
+def _ends(points: Sequence[Point]) -> list[int]:
+    """Index of a point with the lowest, and one with the highest value of each parameter."""
+    ends: dict[str, tuple[int, int]] = {}
+    for at, point in enumerate(points):
+        for name, value in point.params.items():
+            if isinstance(value, int | float):
+                low, high = ends.get(name, (at, at))
+                low = at if value < points[low].params[name] else low
+                high = at if value > points[high].params[name] else high
+                ends[name] = (low, high)
+    return [at for pair in ends.values() for at in pair]
+
+
+def sample_text(summary: Summary, kinds: Sequence[str] = ("full", "short", "again")) -> str:
+    """How many of the results are drawn, in words; empty when all are."""
+    names = {"full": "full cycles", "short": "pruned trials", "again": "fresh seeds"}
+    found, drawn = results(summary), shown(summary)
+    counts = {kind: (len(getattr(drawn, kind)), len(getattr(found, kind))) for kind in kinds}
+    parts = [f"{n:,} of {all_:,} {names[kind]}" for kind, (n, all_) in counts.items() if n < all_]
+    if not parts:
+        return ""
+    return f"Shown: {', '.join(parts)} (the best, the latest, the extremes and an even sample)."
 
 
 def _outcome(run: Run, moved: Mapping[int, float]) -> tuple[str, float | None]:
@@ -85,11 +129,15 @@ def _outcome(run: Run, moved: Mapping[int, float]) -> tuple[str, float | None]:
 
 def _point(run: Run, spent: float, value: float) -> Point:
     trial = run.trial
-    text = _hover(run, value)
-    return Point(number=trial.number, spent=spent, value=value, params=trial.params, text=text)
+    head, shown = _head(run, value), {**(run.values or {}), **trial.params}
+    shown.pop("final_div_factor", None)
+    text = "<br>".join([head, *(f"{value_text(k)} = {value_text(v)}" for k, v in shown.items())])
+    return Point(
+        number=trial.number, spent=spent, value=value, params=trial.params, text=text, head=head
+    )
 
 
-def _hover(run: Run, value: float) -> str:
+def _head(run: Run, value: float) -> str:
     lines = [f"<b>trial {run.trial.number}</b>: {number(value, 4)}"]
     last = run.cycles[-1] if run.cycles else None
     if last and last.steps < last.total_steps and last.value is not None:
@@ -100,13 +148,17 @@ def _hover(run: Run, value: float) -> str:
         ]
     if run.confirms is not None:
         lines.append(f"recipe of trial {run.confirms}, fresh seed")
-    shown = {**(run.values or {}), **run.trial.params}
-    shown.pop("final_div_factor", None)
-    return "<br>".join([*lines, *(f"{_text(k)} = {_text(v)}" for k, v in shown.items())])
+    return "<br>".join(lines)
 
 
-def _text(value: Any) -> str:
-    return number(value) if isinstance(value, float) else html.escape(str(value))
+def value_text(value: Any) -> str:
+    """A parameter's value or name, as plotly's HTML."""
+    return html.escape(cell_text(value))
+
+
+def cell_text(value: Any) -> str:
+    """A parameter's value as text."""
+    return number(value) if isinstance(value, float) else str(value)
 
 
 def rung_outcomes(summary: Summary) -> dict[int, dict[str, int]]:
@@ -127,6 +179,7 @@ def _ending(run: Run) -> str:
     return states.get(run.trial.state, "running or failed")
 
 
+@once(lambda _: True)
 def ranked(summary: Summary) -> list[Candidate]:
     """The recipes that finished a full cycle, best first; none with several objectives."""
     if any(run.trial.values and len(run.trial.values) > 1 for run in summary.runs):
@@ -155,6 +208,64 @@ def curves(summary: Summary, top: int) -> list[tuple[int, Curves]]:
     return [(n, cycle.curves) for n in chosen if (cycle := full.get(n)) and cycle.curves]
 
 
+# -- methods against each other --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train in a comparison, run with several seeds.
+
+    Attributes:
+        name: E.g. ``one-cycle`` or ``cosine``.
+        steps: Optimizer steps at which the model was validated, rising.
+        values: The validation metric, a row for each seed and a value for each of ``steps``; NaN
+            where a run had diverged or ended.
+    """
+
+    name: str
+    steps: Sequence[int]
+    values: Sequence[Sequence[float]]
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be drawn.
+
+        Raises:
+            UsageError: Steps that do not rise, no seed, or a seed with more or fewer values.
+        """
+        steps = list(self.steps)
+        if not steps or steps != sorted(set(steps)):
+            raise UsageError(f"arm {self.name!r}: its steps must rise, and there must be some.")
+        lengths = {len(row) for row in self.values}
+        if lengths != {len(steps)}:
+            raise UsageError(
+                f"arm {self.name!r} has {len(steps)} steps, and seeds of {sorted(lengths)} values: "
+                "give each seed a value for each step, NaN where there is none."
+            )
+
+
+def median_curve(arm: Arm) -> list[float]:
+    """The median over seeds at each step; NaN where half of the seeds or more have no value."""
+    values = np.array(arm.values, dtype=float)
+    known = np.isfinite(values).sum(axis=0) * 2 > len(values)
+    medians = np.full(values.shape[1], math.nan)
+    if known.any():
+        medians[known] = np.nanmedian(values[:, known], axis=0)
+    return [float(value) for value in medians]
+
+
+def reached(arm: Arm, target: float, maximise: bool = False) -> float:
+    """Step at which half of an arm's seeds have reached ``target``; infinite when they do not.
+
+    A seed has reached it where its metric is as good for the first time.
+    """
+    values = np.array(arm.values, dtype=float)
+    with np.errstate(invalid="ignore"):
+        good = values >= target if maximise else values <= target
+    steps = np.array(arm.steps, dtype=float)
+    firsts = [float(steps[row.argmax()]) if row.any() else math.inf for row in good]
+    return sorted(firsts)[len(firsts) // 2]
+
+
 # -- axes ------------------------------------------------------------------------------------------
 
 
@@ -177,7 +288,7 @@ class Axis:
     @property
     def label(self) -> str:
         """The name, safe for plotly."""
-        return html.escape(self.name)
+        return shortened(self.name, 28)
 
     def height(self, value: Any) -> float:
         """Where ``value`` stands between the lowest (0) and the highest (1)."""
@@ -190,7 +301,7 @@ class Axis:
         """(height, label): the choices, a few whole numbers, or five values from low to high."""
         whole = all(isinstance(value, int) for value in self.values)
         if self.categorical or (whole and len(self.values) <= TICKS):
-            return [(self.height(value), _text(value)) for value in self.values]
+            return [(self.height(value), shortened(cell_text(value))) for value in self.values]
         low, high = self._scaled(self.values[0]), self._scaled(self.values[-1])
         if not low < high:
             return [(0.5, number(self.values[0], 2))]
@@ -203,6 +314,7 @@ class Axis:
         return math.log10(value) if self.log else float(value)
 
 
+@once(lambda _: True)
 def axes(summary: Summary) -> list[Axis]:
     """The parameters that the study's trials search, the recipe's before the user's own."""
     found: dict[str, list[tuple[BaseDistribution, Any]]] = {}

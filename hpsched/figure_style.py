@@ -18,13 +18,29 @@ from hpsched.present import number
 BLUE, RED, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
 SKY, PINK, INK, GREY, PALE = "#56B4E9", "#CC79A7", "#1B1F24", "#7A828C", "#C3C9D0"
 COLOURS = (BLUE, ORANGE, GREEN, PINK, SKY, RED, INK)
+PAPER, GRID, FAINT, VEIL = "white", "#E9ECEF", "#F3F5F7", "rgba(255,255,255,0.8)"
+DIM = "#A9B0B8"  # of points that matter little
+#: From weak to strong: as visible as what it shows is good.
+RAMP = (
+    "#D3DAE2", "#B4C6DA", "#8FB2D2", "#6A9DC9", "#4488BF", "#2472AE", "#0F5A92", "#063F6B",
+)  # fmt: skip
 SHADES = "Viridis"
+#: What each colour becomes on a dark page; colours of other kinds are legible on both.
+DARK = {
+    INK: "#E6E9ED", GREY: "#9AA5B1", PALE: "#4C5763", DIM: "#6B7683",
+    PAPER: "#1B2128", GRID: "#2C343D", FAINT: "#252C34", VEIL: "rgba(27,33,40,0.8)",
+    BLUE: "#4BA3DB", RED: "#FF7A3D", GREEN: "#2BC39A", ORANGE: "#F2B632",
+    SKY: "#93CDF2", PINK: "#E39AC4",
+    **dict(zip(RAMP, (
+        "#434F5C", "#40566C", "#385A78", "#3A6F9C", "#4288BF", "#5AA3DA", "#86C0EC", "#BFE0FA",
+    ), strict=True)),
+}  # fmt: skip
 TICKS = 7  # on an axis, at most
 SUBTITLE_WIDTH, SUBTITLE_LINE = 60, 16  # letters that a telephone shows, pixels of a line
 
 _AXIS = {
     "automargin": True,
-    "gridcolor": "#E9ECEF",
+    "gridcolor": GRID,
     "linecolor": PALE,
     "tickcolor": PALE,
     "ticks": "outside",
@@ -48,8 +64,8 @@ TEMPLATE = go.layout.Template(
         # A button of plotly.js sends the chart to plotly's cloud; nothing here leaves the machine.
         "modebar": {"remove": ["sendChartToCloud", "lasso2d", "select2d", "autoScale2d"]},
         "margin": {"l": 64, "r": 20, "t": 64, "b": 56},
-        "paper_bgcolor": "white",
-        "plot_bgcolor": "white",
+        "paper_bgcolor": PAPER,
+        "plot_bgcolor": PAPER,
         "title": {"font": {"size": 16}, "x": 0.01, "xanchor": "left", "y": 0.98, "yanchor": "top"},
         "xaxis": _AXIS,
         "yaxis": _AXIS,
@@ -70,6 +86,13 @@ def subtitled(figure: go.Figure, text: str) -> go.Figure:
     subtitle = {"text": "<br>".join(lines), "font": {"size": 12, "color": GREY}}
     height, top = _height_and_top(figure)
     return figure.update_layout(title_subtitle=subtitle, height=height + room, margin_t=top + room)
+
+
+def titles(figure: go.Figure) -> tuple[str, str]:
+    """The figure's title and subtitle, as plain text on one line each."""
+    title = figure.layout.title
+    said = [(text or "").replace("<br>", " ") for text in (title.text, title.subtitle.text)]
+    return html.unescape(said[0]), html.unescape(said[1])
 
 
 def untitled(figure: go.Figure) -> go.Figure:
@@ -94,6 +117,11 @@ def _wrapped(text: str) -> list[str]:
     return next((lines for lines in balanced if len(lines) == len(fewest)), fewest)
 
 
+def shortened(text: str, most: int = 20) -> str:
+    """``text`` as plotly's HTML, cut to so many letters: a long label leaves no room for a plot."""
+    return html.escape(text if len(text) <= most else text[: most - 1] + "…")
+
+
 def empty(title: str, text: str) -> go.Figure:
     """A figure that says in words that there is nothing to draw yet."""
     figure = styled(go.Figure(), title, height=160)
@@ -107,7 +135,7 @@ def empty(title: str, text: str) -> go.Figure:
 
 def mark(symbol: str, colour: str, size: int) -> dict[str, Any]:
     """A marker that stays visible where others lie under it."""
-    edge = {"color": "white", "width": 0 if symbol == "x" else 1}  # it would eat a cross's strokes
+    edge = {"color": PAPER, "width": 0 if symbol == "x" else 1}  # it would eat a cross's strokes
     return {"symbol": symbol, "color": colour, "size": size, "line": edge}
 
 

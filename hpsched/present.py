@@ -73,7 +73,8 @@ def torch_snippet(best: Best, optimizer: str = "SGD") -> str:
     """Python code that trains with the best recipe: optimizer arguments and OneCycleLR.
 
     Values are written in full, and ``pct_start`` as rounded to a whole step, so that torch takes
-    the very steps that hpsched took (:func:`hpsched.schedules.rounded_pct_start`).
+    the very steps that hpsched took (:func:`hpsched.schedules.rounded_pct_start`). A classic
+    schedule is driven by LambdaLR and a function of hpsched's.
 
     Args:
         best: The recipe.
@@ -95,9 +96,7 @@ def torch_snippet(best: Best, optimizer: str = "SGD") -> str:
         f"    {_momentum(kind, values['max_momentum'])}",
         f"    weight_decay={values['weight_decay']},",
         ")",
-        "scheduler = torch.optim.lr_scheduler.OneCycleLR(",
-        "    optimizer,",
-        *(f"    {name}={value}," for name, value in _one_cycle_arguments(best, values).items()),
+        *_scheduler(best, values),
         ")  # call scheduler.step() after each optimizer.step()",
     ]
     return "\n".join(lines) + "\n"
@@ -107,6 +106,23 @@ def _momentum(kind: str, value: str) -> str:
     if kind in _BETAS:
         return f"betas=({value}, 0.999),"
     return f"momentum={value},"
+
+
+def _scheduler(best: Best, values: dict[str, str]) -> list[str]:
+    """The lines that make the scheduler, up to the closing bracket."""
+    if best.policy.startswith(schedules.CLASSIC):
+        name = best.policy.removeprefix(schedules.CLASSIC)
+        steps = best.total_steps or "total_steps"
+        return [
+            "scheduler = torch.optim.lr_scheduler.LambdaLR(",
+            f'    optimizer, hpsched.schedules.GALLERY["{name}"][1]({steps}, 1.0)',
+        ]
+    arguments = _one_cycle_arguments(best, values)
+    return [
+        "scheduler = torch.optim.lr_scheduler.OneCycleLR(",
+        "    optimizer,",
+        *(f"    {name}={value}," for name, value in arguments.items()),
+    ]
 
 
 def _one_cycle_arguments(best: Best, values: dict[str, str]) -> dict[str, str]:

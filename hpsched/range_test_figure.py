@@ -10,6 +10,7 @@ Apart from the other figures so that ``RangeTest.figure()`` needs no study.
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from plotly.colors import sample_colorscale
 from hpsched import range_test_data as data
 from hpsched.figure_style import (
     BLUE,
+    FAINT,
     GREY,
     INK,
     ORANGE,
@@ -49,6 +51,7 @@ from hpsched.rate_panels import (
 )
 
 CURVES = (BLUE, ORANGE, PINK, SKY, INK)  # green is the window's, red the divergence edge's
+POINTS = 1500  # single steps of a group that are drawn, at most
 BANDED = 3  # sweeps of one weight decay from which on they are a median in a band
 LOSS, METRIC, ROW = 300, 110, 19  # pixels: two kinds of panel, a strip's row
 TEXT = 0.12  # of the axis's length: the widest value beside a mark, on a telephone
@@ -94,14 +97,14 @@ def range_test_figure(
 def _title(shown: Proposal) -> str:
     window = f"max_lr from {data.span(shown.low, shown.high)}"
     if not shown.reliable:
-        return f"No clear answer: {window}"
+        return f"Not reliable: {window}"
     return f"Search {window}, around {rate_text(shown.centre)}"
 
 
 def _colours(count: int) -> list[str]:
     if count <= len(CURVES):
         return list(CURVES[:count])
-    return list(sample_colorscale(SHADES, [0.95 * i / (count - 1) for i in range(count)]))
+    return list(sample_colorscale(SHADES, [0.2 + 0.65 * i / (count - 1) for i in range(count)]))
 
 
 # ------------------------------------------------------------------ axes
@@ -131,6 +134,7 @@ def _draw_losses(figure: go.Figure, group: data.Group, colour: str) -> None:
         name = f"median of {len(curves)} sweeps, smoothed"
         points = {"size": 3, "color": colour, "opacity": 0.25}
     steps = [(lr, y) for t in group.tests for lr, y in zip(t.lrs, t.losses, strict=False)]
+    steps = steps[:: math.ceil(len(steps) / POINTS) or 1]
     add_marks(
         figure,
         [lr for lr, _ in steps],
@@ -234,7 +238,7 @@ def _draw_strip(
     """A row per rule: a tick for each sweep, a diamond and the value for their median."""
     places = list(range(len(rows)))
     labels = {"tickvals": places, "ticktext": [row.label for row in rows], "ticks": ""}
-    look = {"range": [len(rows) - 0.4, -0.6], "tickfont": {"size": 11}, "gridcolor": "#F3F5F7"}
+    look = {"range": [len(rows) - 0.4, -0.6], "tickfont": {"size": 11}, "gridcolor": FAINT}
     update_axis(figure, axis, **labels, **look)
     draw_bars(figure, shown, axis)
     _draw_ticks(figure, rows, colours, axis)

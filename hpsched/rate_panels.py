@@ -52,7 +52,8 @@ def draw_window(figure: go.Figure, shown: Proposal) -> None:
     """The window, shaded through all panels, and its centre."""
     fill: dict[str, Any] = {"fillcolor": trust(shown), "opacity": 0.12, "line_width": 0}
     add_across(figure, "rect", "window", shown.low, shown.high, **fill)
-    draw_rate(figure, "centre", shown.centre, {"color": trust(shown), "dash": "dash"})
+    name = "centre" if shown.reliable else "guess"
+    draw_rate(figure, name, shown.centre, {"color": trust(shown), "dash": "dash"})
 
 
 def draw_rate(

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import shlex
-import time
+import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from hpsched import evidence, records
+from hpsched import edges, evidence, records
 from hpsched.coordinates import Coordinates, coordinates
 from hpsched.ledger import (
     Best,
@@ -22,13 +22,17 @@ from hpsched.ledger import (
     best_json,
     best_of,
     confirmations_planned,
-    next_move,
+    is_over,
     read_runs,
     total_cost,
 )
 from hpsched.records import Settings, WorkerRecord
 from hpsched.search import of_study
+from hpsched.storage import clock
 from hpsched.study import WORKER_GONE_SECONDS, live_workers, read_settings, read_workers
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 #: Of the noise between seeds: what the next recipe must be expected to gain to be worth its cost.
 SETTLED = 0.05
@@ -56,8 +60,11 @@ class Summary:
         windows: Context → where its range tests point.
         cost, search_cost, range_test_cost, confirm_cost: What was spent, in all and on what.
         saved_cycles: Full cycles that pruned and diverged trials did not run.
+        saved_seconds: About what these would have taken on a device, at the pace of full cycles;
+            None before one has finished.
         confirmations: Finished confirmation runs.
         workers: Id → who is at work or was.
+        live: Those of them that are at work now.
         best: The best recipe so far, or None.
         progress: Share of the budget spent, 0 to 1; None without settings.
         eta: Seconds the rest of the budget takes at the pace so far, or None.
@@ -78,8 +85,10 @@ class Summary:
     range_test_cost: Cost
     confirm_cost: Cost
     saved_cycles: float
+    saved_seconds: float | None
     confirmations: int
     workers: dict[str, WorkerRecord]
+    live: dict[str, WorkerRecord]
     best: Best | None
     progress: float | None
     eta: float | None
@@ -87,9 +96,29 @@ class Summary:
     warnings: tuple[str, ...] = field(default=())
     next_command: str = ""
 
+    def figure(self, name: str = "history") -> go.Figure:
+        """One of the study's figures, by name (needs plotly).
+
+        Args:
+            name: ``history``, ``rungs``, ``slice``, ``parallel``, ``curves``, ``schedule`` (of the
+                best recipe), or ``range_test`` (of the first context).
+
+        Raises:
+            UsageError: No such figure.
+        """
+        from hpsched.figures import study_figure
+
+        return study_figure(self, name)
+
+    def _repr_html_(self) -> str:
+        """In a notebook: a table and the search's history."""
+        from hpsched.notebook import summary_html
+
+        return summary_html(self)
+
     def to_json(self) -> dict[str, Any]:
         """The summary as plain values, for scripts (without the single trials)."""
-        left_out = {"runs", "windows", "settings", "best", "workers", "rungs"}
+        left_out = {"runs", "windows", "settings", "best", "workers", "live", "rungs"}
         data = {
             name: getattr(self, name) for name in self.__dataclass_fields__ if name not in left_out
         }
@@ -109,21 +138,21 @@ class Summary:
 
 def summarise(study: Study, now: float | None = None) -> Summary:
     """Read the study once, and say how it stands."""
-    now = time.time() if now is None else now
+    now = clock(study._storage)() if now is None else now
     trials = study.get_trials(deepcopy=False)
     runs = read_runs(trials)
     settings = read_settings(study)
     search = [run for run in runs if run.confirms is None]
     workers = read_workers(study.user_attrs)
+    live = live_workers(workers, now)
     named = best_of(runs, study.direction) if len(study.directions) == 1 else None
     windows = _windows(trials, runs, study.directions)
     cost = total_cost(runs)
-    # A free worker finds nothing to do, and none is busy: confirmations may need less than planned.
-    busy = any(run.trial.state == TrialState.RUNNING for run in runs)
-    is_over = not busy and next_move(settings, runs, study.directions[0], now).what == "done"
+    over = is_over(settings, runs, study.directions[0], now)  # confirmations may need less
+    saved = _saved_cycles(search)
     progress = _progress(settings, runs, now)
     if progress is not None:
-        progress = 1.0 if is_over else min(progress, 0.99)
+        progress = 1.0 if over else min(progress, 0.99)
     return Summary(
         name=study.study_name,
         direction=study.directions[0].name.lower(),
@@ -136,17 +165,19 @@ def summarise(study: Study, now: float | None = None) -> Summary:
         search_cost=total_cost(search),
         range_test_cost=_sweep_cost(runs),
         confirm_cost=total_cost(run for run in runs if run.confirms is not None),
-        saved_cycles=_saved_cycles(search),
+        saved_cycles=saved,
+        saved_seconds=_saved_seconds(runs, saved),
         confirmations=sum(
             run.confirms is not None and run.trial.state.is_finished() for run in runs
         ),
         workers=workers,
+        live=live,
         best=named,
         progress=progress,
         eta=_eta(runs, progress, now),
         findings=tuple(_findings(runs, study.directions, settings, named)),
-        warnings=tuple(_warnings(runs, windows, workers, named, now)),
-        next_command=_next_command(study, settings, runs, workers, is_over, now),
+        warnings=tuple(_warnings(runs, study.directions, windows, workers, named, now)),
+        next_command=_next_command(study, settings, live, over, named),
     )
 
 
@@ -188,8 +219,19 @@ def _sweep_cost(runs: Sequence[Run]) -> Cost:
 
 def _saved_cycles(search: Sequence[Run]) -> float:
     """What it would have cost to run every pruned recipe in full, less what was spent on it."""
-    pruned = [run for run in search if run.trial.state == TrialState.PRUNED]
+    pruned = [
+        run
+        for run in search
+        if run.trial.state == TrialState.PRUNED
+        and records.OUT_OF_MEMORY not in run.trial.user_attrs
+    ]
     return sum(max(0.0, 1.0 - sum(c.steps / c.total_steps for c in run.cycles)) for run in pruned)
+
+
+def _saved_seconds(runs: Iterable[Run], saved_cycles: float) -> float | None:
+    """The saved cycles at the pace of those that ran in full: short ones carry fixed costs too."""
+    times = [run.full.seconds for run in runs if run.full]
+    return saved_cycles * statistics.fmean(times) if times else None
 
 
 def _progress(settings: Settings | None, runs: Sequence[Run], now: float) -> float | None:
@@ -216,6 +258,7 @@ def _eta(runs: Sequence[Run], progress: float | None, now: float) -> float | Non
 
 def _warnings(
     runs: Sequence[Run],
+    directions: Sequence[StudyDirection],
     windows: Mapping[str, Coordinates],
     workers: Mapping[str, WorkerRecord],
     named: Best | None,
@@ -228,6 +271,8 @@ def _warnings(
         doubt = evidence.doubt(evidence.of_context([run.trial for run in runs], key))
         if doubt:
             yield f"range test{f' ({key})' if key else ''}: {doubt}"
+    if named:
+        yield from edges.warnings(runs, directions, windows, named)
     for worker in workers.values():
         silent = now - worker.seen
         if worker.state == "running" and silent >= WORKER_GONE_SECONDS:
@@ -245,9 +290,9 @@ def _findings(
     settings: Settings | None,
     named: Best | None,
 ) -> Iterable[str]:
-    known = None
-    if len(directions) == 1 and (settings is None or settings.base_sampler == "hpsched"):
-        known = of_study([run.trial for run in runs], directions[0])
+    if settings is not None and settings.base_sampler != "hpsched":
+        return
+    known = of_study([run.trial for run in runs], directions)
     if known is None:
         return
     if named is not None:
@@ -289,23 +334,27 @@ def _failure_warnings(runs: Sequence[Run]) -> Iterable[str]:
     if failed:
         reason = failed[-1].user_attrs.get(records.ERROR, "no reason was stored")
         yield f"{len(failed)} failed trial(s); the last, trial {failed[-1].number}: {reason}"
+    lost = [run.trial for run in runs if records.OUT_OF_MEMORY in run.trial.user_attrs]
+    if lost:
+        reason = lost[-1].user_attrs[records.OUT_OF_MEMORY]
+        yield (
+            f"{len(lost)} trial(s) ran out of memory; the last, trial {lost[-1].number}: {reason}. "
+            "Use a smaller batch, or fewer workers per device (--per-device)"
+        )
 
 
 def _next_command(
     study: Study,
     settings: Settings | None,
-    runs: Sequence[Run],
-    workers: Mapping[str, WorkerRecord],
-    is_over: bool,
-    now: float,
+    live: Mapping[str, WorkerRecord],
+    over: bool,
+    named: Best | None,
 ) -> str:
     name = shlex.quote(study.study_name)
     if settings is None or len(study.directions) > 1:
         return f"hpsched study report {name}"
-    if not is_over:
-        live = live_workers(workers, now)
+    if not over:
         return f"hpsched study status {name} --watch" if live else f"hpsched worker attach {name}"
-    named = best_of(runs, study.direction)
     if named is None:
         return f"hpsched doctor --study {name}"
     return (

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from documented import README, ROOT, blocks, commands, environment, type_command, write_files
 
-ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```(\w+)(?: title=(\S+))?\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+BLOCKS = blocks(README)
 #: What the last block takes as given.
 MODEL = """
 import torch, torch.nn.functional as F, optuna, hpsched
@@ -23,39 +20,23 @@ optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
 """
 
 
-def commands() -> list[str]:
-    text = "".join(body for kind, _, body in BLOCKS if kind == "console")
-    return [line.removeprefix("$ ").split("  #")[0] for line in text.splitlines()]
-
-
-def environment() -> dict[str, str]:
-    kept = {k: v for k, v in os.environ.items() if not k.endswith("_STORAGE")}
-    return {**kept, "TQDM_DISABLE": "1"}
+def typed() -> list[str]:
+    return [line for block in BLOCKS if block.kind == "console" for line in commands(block)]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("stranger")
-    for _, title, body in BLOCKS:
-        if title:
-            (made / title).write_text(body)
+    write_files(README, made)
     return made
 
 
 def test_the_three_file_example_runs_as_printed(folder: Path) -> None:
-    typed = [command for command in commands() if command.startswith("hpsched ")]
-    assert [command.split()[1] for command in typed] == [
-        "study", "worker", "study", "study", "study", "lr-find",
+    given = [command for command in typed() if command.startswith("hpsched ")]
+    assert [command.split()[1] for command in given] == [
+        "study", "worker", "study", "study", "study", "compare", "lr-find",
     ]  # fmt: skip
-    said = []
-    for command in typed:
-        done = subprocess.run(
-            [sys.executable, "-m", *shlex.split(command)],
-            cwd=folder, env=environment(), capture_output=True, text=True, timeout=240,
-        )  # fmt: skip
-        assert done.returncode == 0, f"{command}\n{done.stderr}"
-        assert "Traceback" not in done.stderr
-        said.append(done.stdout)
+    said = [type_command(command, folder) for command in given]
     assert "OneCycleLR(" in said[3]
     assert "fresh seeds" in said[2]
     assert (folder / "report.html").stat().st_size > 1_000_000
@@ -63,7 +44,7 @@ def test_the_three_file_example_runs_as_printed(folder: Path) -> None:
 
 
 def test_the_python_examples_run_as_printed(folder: Path) -> None:
-    bodies = [body for kind, title, body in BLOCKS if kind == "python" and not title]
+    bodies = [b.body for b in BLOCKS if b.kind == "python" and not b.title]
     assert len(bodies) == 3
     plain, context, tools = bodies
     script = "\n".join(
@@ -81,7 +62,7 @@ def test_the_python_examples_run_as_printed(folder: Path) -> None:
     assert "max_lr" in first
 
 
-@pytest.mark.parametrize("target", [c for c in commands() if c.startswith("make ")])
+@pytest.mark.parametrize("target", [c for c in typed() if c.startswith("make ")])
 def test_make_targets_exist(target: str) -> None:
     done = subprocess.run(
         ["make", "-n", target.split()[1]], cwd=ROOT, capture_output=True, text=True
@@ -90,6 +71,6 @@ def test_make_targets_exist(target: str) -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    links = re.findall(r"\]\(([^)#]+)\)", README)
+    links = re.findall(r"\]\(([^)#]+)\)", README.read_text())
     missing = [to for to in links if not to.startswith("http") and not (ROOT / to).exists()]
     assert missing == []

@@ -5,28 +5,28 @@ Chromium's own complaints (no D-Bus, no GPU) go to stderr as well; only lines of
 
 from __future__ import annotations
 
-import re
-import shutil
 import subprocess
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+import plotly.graph_objects as go
 import pytest
 import report_studies
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
+from hpsched.figure_files import write_figure
+from hpsched.figure_style import BLUE, DARK, add_marks, mark, styled
+from hpsched.lr_curve import RangeTest
 from hpsched.report import write_report
 from hpsched.summary import Summary
+from tests.browsing import FLAGS, browser_path
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-FLAGS = (
+DUMP = (
     "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
     "--proxy-server=127.0.0.1:9",  # nobody listens: whatever asks a host fails, and says so
     "--enable-logging=stderr",
     "--v=0",
@@ -36,28 +36,210 @@ FLAGS = (
 
 def dump(path: Path, profile: Path, *more: str) -> tuple[str, list[str]]:
     """The page after its scripts ran, and the lines of its console."""
-    browser = next(filter(None, map(shutil.which, BROWSERS)))
-    command = [browser, *FLAGS, f"--user-data-dir={profile}", *more, "--dump-dom", path.as_uri()]
+    command = [str(browser_path()), *FLAGS, *DUMP, f"--user-data-dir={profile}", *more]
+    command += ["--dump-dom", path.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
 
+@dataclass
+class Opened:
+    """A page in the browser, and what went wrong there: errors, console lines, requests."""
+
+    page: Page
+    wrong: list[str]
+
+    def axe(self) -> list[str]:
+        """Rules of axe-core that the page breaks, with the first place of each."""
+        found = Axe().run(self.page).response["violations"]
+        return [f"{v['id']} ({v['impact']}): {v['nodes'][0]['html'][:120]}" for v in found]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as started:
+        found = started.chromium.launch(executable_path=browser_path(), args=list(FLAGS))
+        yield found
+        found.close()
+
+
+Open = Callable[..., Opened]
+
+
+@pytest.fixture
+def opened(browser: Browser) -> Iterator[Open]:
+    """Opens a file without a network, and waits until its figures are drawn."""
+    contexts: list[BrowserContext] = []
+
+    def open_file(
+        path: Path, width: int = 1200, scheme: Literal["light", "dark"] = "light", script: str = ""
+    ) -> Opened:
+        size = {"width": width, "height": 900}
+        context = browser.new_context(viewport=size, color_scheme=scheme, offline=True)  # type: ignore[arg-type]
+        contexts.append(context)
+        page = context.new_page()
+        wrong: list[str] = []
+        page.on("console", lambda message: wrong.append(message.text))
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on(
+            "request",
+            lambda asked: None if asked.url.startswith(("file:", "data:", "blob:"))
+            else wrong.append(f"asks {asked.url}"),
+        )  # fmt: skip
+        if script:
+            page.add_init_script(script)
+        page.goto(path.as_uri())
+        page.wait_for_selector("html[data-figures]", timeout=120_000)
+        return Opened(page, wrong)
+
+    yield open_file
+    for context in contexts:
+        context.close()
+
+
+def drawn(page: Page) -> tuple[int, int]:
+    """How many figures the page has, and how many of them are drawn."""
+    return (
+        page.locator(".plotly-graph-div").count(),
+        page.locator(".plotly-graph-div:has(.main-svg)").count(),
+    )
+
+
+def until(page: Page, condition: str) -> None:
+    """Wait for it; playwright's own waiting evaluates strings, which the pages' policy forbids."""
+    limit = time.monotonic() + 60
+    while not page.evaluate(condition):
+        assert time.monotonic() < limit, condition
+        page.wait_for_timeout(50)
+
+
+def paper(page: Page) -> set[str]:
+    """The colours behind the figures."""
+    return set(page.evaluate(
+        "[...document.querySelectorAll('.plotly-graph-div')].map(p => p._fullLayout.paper_bgcolor)"
+    ))  # fmt: skip
+
+
+COMPARED = [report_studies.confirmed, report_studies.mixed, report_studies.empty]
+PAGES = [[one] for one in COMPARED] + [COMPARED]
+
+
 @pytest.mark.browser
-@pytest.mark.parametrize("width", [1200, 390])
-@pytest.mark.parametrize(
-    "summary", [report_studies.confirmed, report_studies.mixed, report_studies.empty]
-)
-def test_every_figure_is_drawn(summary: Callable[[], Summary], width: int, tmp_path: Path) -> None:
-    path = write_report(summary(), tmp_path / "report.html")
-    page, console = dump(path, tmp_path / "profile", f"--window-size={width},900")
-    assert console == []
-    refined = [known for w in summary().windows.values() if (known := w.evidence) and known.runs]
-    assert page.count('id="figure-refining-') == 3 * len(refined)  # caption, plot and data
-    plots = re.split(r'<div class="plotly-graph-div', page)[1:]
-    assert len(plots) == page.count('-data">')
-    for plot in plots:
-        assert 'class="main-svg"' in plot.split("</figure>")[0]
+@pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (390, "dark")])
+@pytest.mark.parametrize("made", PAGES, ids=["confirmed", "mixed", "empty", "comparison"])
+def test_every_figure_is_drawn_and_everybody_can_read_it(
+    made: list[Callable[[], Summary]],
+    width: int,
+    scheme: Literal["light", "dark"],
+    opened: Open,
+    tmp_path: Path,
+) -> None:
+    path = write_report([one() for one in made], tmp_path / "report.html")
+    found = opened(path, width, scheme)
+    figures, done = drawn(found.page)
+    assert figures == done >= (1 if len(made) > 1 else 6)
+    assert paper(found.page) == {"white" if scheme == "light" else "#1B2128"}
+    assert found.page.evaluate("document.documentElement.scrollWidth") == width  # no sideways
+    assert found.axe() == []
+    assert found.wrong == []
+
+
+@pytest.mark.browser
+def test_figures_follow_the_theme_and_print_in_light_colours(opened: Open, tmp_path: Path) -> None:
+    found = opened(write_report(report_studies.confirmed(), tmp_path / "r.html"), scheme="light")
+    found.page.emulate_media(color_scheme="dark")
+    dark = "document.querySelector('.plotly-graph-div')._fullLayout.paper_bgcolor == '#1B2128'"
+    until(found.page, dark)
+    found.page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    assert paper(found.page) == {"white"}
+    widths = "[...document.querySelectorAll('.plotly-graph-div')].map(p => p._fullLayout.width)"
+    assert set(found.page.evaluate(widths)) == {660}
+    found.page.evaluate("window.dispatchEvent(new Event('afterprint'))")
+    assert paper(found.page) == {"#1B2128"}
+    assert found.wrong == []
+
+
+@pytest.mark.browser
+def test_keys_scroll_what_is_too_wide(opened: Open, tmp_path: Path) -> None:
+    found = opened(write_report(report_studies.confirmed(), tmp_path / "r.html"), 390)
+    table = found.page.locator("[aria-label='The best recipes']")
+    table.focus()
+    found.page.keyboard.press("ArrowRight")
+    until(found.page, "document.activeElement.scrollLeft > 0")
+
+
+@pytest.mark.browser
+def test_a_browser_that_cannot_unpack_says_so(opened: Open, tmp_path: Path) -> None:
+    path = write_report(report_studies.confirmed(), tmp_path / "report.html")
+    found = opened(path, script="delete window.DecompressionStream")
+    assert found.page.locator("#no-figures").is_visible()
+    assert "need a browser that can unpack them" in found.page.locator("#no-figures").inner_text()
+    assert found.page.locator("#answer").is_visible()
+    assert drawn(found.page)[1] == 0
+
+
+@pytest.mark.browser
+def test_a_figures_own_page_is_drawn_in_both_themes(opened: Open, tmp_path: Path) -> None:
+    figure = report_studies.confirmed().figure("range_test")
+    write_figure(figure, tmp_path / "lr.html")
+    for scheme, colour in (("light", "white"), ("dark", "#1B2128")):
+        found = opened(tmp_path / "lr.html", 390, scheme)  # type: ignore[arg-type]
+        assert drawn(found.page) == (1, 1) and paper(found.page) == {colour}
+        assert found.axe() == [] and found.wrong == []
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [320, 390, 1200])
+def test_a_figures_title_and_verdict_are_not_cut_off(
+    width: int, opened: Open, tmp_path: Path
+) -> None:
+    lrs = tuple(10 ** (-6 + 7 * i / 99) for i in range(100))
+    figure = RangeTest(lrs=lrs, losses=(2.3,) * 100).figure()
+    write_figure(figure, tmp_path / "lr.html")
+    page = opened(tmp_path / "lr.html", width).page
+    said = page.locator("h1, header p")
+    title, why = said.all_inner_texts()
+    assert title.startswith("Not reliable: ") and "the loss never falls significantly" in why
+    boxes = [one.bounding_box() for one in said.all()]
+    assert all(box and box["x"] >= 0 and box["x"] + box["width"] <= width for box in boxes)
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    plot = page.locator(".plotly-graph-div")
+    assert plot.locator(".gtitle").count() == 0  # said once
+    assert "guess" in plot.inner_text()
+
+
+@pytest.mark.browser
+def test_a_dark_page_changes_colours_and_no_words(opened: Open, tmp_path: Path) -> None:
+    figure = styled(go.Figure(), "white")
+    add_marks(figure, ["white", BLUE], [1, 2], "white", mark("circle", BLUE, 9), text=[BLUE, "y"])
+    write_figure(figure, tmp_path / "words.html")
+    found = opened(tmp_path / "words.html", scheme="dark")
+    trace = found.page.evaluate("document.querySelector('.plotly-graph-div').data[0]")
+    assert (trace["x"], trace["name"], trace["text"]) == (["white", BLUE], "white", [BLUE, "y"])
+    assert trace["marker"]["color"] == DARK[BLUE]
+    assert found.page.get_by_role("heading").inner_text() == "white"
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_the_report_of_ten_thousand_trials_opens_smoothly(opened: Open, tmp_path: Path) -> None:
+    path = write_report(report_studies.large(), tmp_path / "report.html")
+    found = opened(path, script=LONGEST)
+    figures, done = drawn(found.page)
+    assert figures == done >= 8
+    assert found.wrong == [] and found.axe() == []
+    marks = found.page.locator(".plotly-graph-div .point").count()
+    assert 1_000 < marks < 12_000  # what a browser can scroll, whatever the number of trials
+    # The page answered between two figures: as many stretches of work as figures, not one.
+    assert found.page.evaluate("window.stretches.length") >= figures / 2
+
+
+LONGEST = """
+window.stretches = [];
+new PerformanceObserver(list => window.stretches.push(...list.getEntries().map(e => e.duration)))
+  .observe({ type: "longtask", buffered: true });
+"""
 
 
 @pytest.mark.browser

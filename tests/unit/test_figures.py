@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
-import plotly.io as pio
 import pytest
 import report_studies
 
@@ -28,7 +27,6 @@ from hpsched import (
     refine,
     refining_figure,
     schedules,
-    weight_decay,
 )
 from hpsched.errors import HpschedError, UsageError
 from hpsched.figure_style import RED
@@ -245,7 +243,10 @@ def test_range_test_pools_by_itself_without_a_proposal() -> None:
 def test_a_flat_range_test_says_that_it_has_no_answer_and_why() -> None:
     flat = lr_curve.RangeTest(lrs=sweep().lrs, losses=tuple(2.3 for _ in range(100)))
     figure = figures.range_test_figure([flat], None)
-    assert figure.layout.title.text.startswith("No clear answer")
+    found = proposal.pool([flat])
+    window = f"{rate_text(found.low)} to {rate_text(found.high)}"
+    assert figure.layout.title.text == f"Not reliable: max_lr from {window}"
+    assert [a.text for a in figure.layout.annotations] == [f"guess {rate_text(found.centre)}"]
     said = figure.layout.title.subtitle.text.replace("<br>", " ")
     assert "the loss never falls significantly" in said
     assert shapes(figure)["window"].fillcolor == figure_style.GREY
@@ -278,14 +279,6 @@ def test_a_range_test_that_broke_at_once_is_drawn(losses: tuple[float, ...]) -> 
 
 def test_a_range_tests_own_figure_is_this_one() -> None:
     assert sweep().figure() == figures.range_test_figure([sweep()], None)
-
-
-def test_a_notebook_shows_the_figure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pio.renderers, "default", "plotly_mimetype")
-    both = (sweep(), weight_decay.RangeTests(tests=(sweep(),)))
-    for shown in both:
-        (bundle,) = shown._repr_mimebundle_().values()
-        assert bundle["layout"]["title"]["text"] == sweep().figure().layout.title.text
 
 
 # -- complete cycles -------------------------------------------------------------------------------
@@ -450,6 +443,10 @@ def test_a_page_asks_no_host_for_anything_and_fits_a_telephone(tmp_path: Path) -
     figure_files.write_figure(figure, tmp_path / "lr.html")
     page = (tmp_path / "lr.html").read_text()
     assert "<title>a &lt; b &amp; c</title>" in page
+    assert '<h1 id="title">a &lt; b &amp; c</h1>' in page
+    said = re.search("<p>(.*)</p>", page)
+    assert said and said[1] == figure_style.titles(figure)[1]  # nothing to be escaped there
+    assert figure.layout.title.text == "a &lt; b &amp; c"  # the caller's is as it was
     assert 'name="viewport"' in page
     assert "default-src 'none'" in page
     assert not re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=.?https?:", page)
@@ -526,10 +523,29 @@ def test_schedule_of_any_length_keeps_its_peak(total_steps: int) -> None:
 
 def test_gallery_shows_all_schedules_or_those_named() -> None:
     everything = figures.schedule_gallery(total_steps=100)
-    assert [t.name for t in everything.data] == list(schedules.GALLERY)
+    rates = [t for t in everything.data if t.name in schedules.GALLERY]
+    assert [t.name for t in rates] == list(schedules.GALLERY)
+    for name, (_, make) in schedules.GALLERY.items():
+        made = make(100, 1.0)
+        rate = trace(everything, name)
+        if isinstance(made, schedules.OneCycleSchedules):
+            momentum = trace(everything, f"{name}, momentum")
+            assert list(momentum.y) == [made.momentum(step) for step in momentum.x]
+            assert list(rate.y) == [made.lr(step) for step in rate.x]
+        else:
+            assert list(rate.y) == [made(step) for step in rate.x]
+            assert all(t.name != f"{name}, momentum" for t in everything.data)
     two = figures.schedule_gallery(["cosine", "constant", "cosine"], total_steps=50, max_lr=2.0)
     assert [t.name for t in two.data] == ["cosine", "constant"]
     assert set(trace(two, "constant").y) == {2.0}
+
+
+def test_a_few_schedules_lie_over_each_other_with_their_momenta() -> None:
+    figure = figures.schedule_gallery(["one_cycle", "one_cycle_linear", "cosine"])
+    names = ["one_cycle", "one_cycle, momentum", "one_cycle_linear", "one_cycle_linear, momentum"]
+    assert [t.name for t in figure.data] == [*names, "cosine"]
+    assert {t.yaxis for t in figure.data if "momentum" in t.name} == {"y2"}
+    assert figure.layout.yaxis2.title.text == "momentum"
 
 
 def test_gallery_shows_the_momentum_of_a_single_one_cycle_schedule() -> None:
@@ -658,12 +674,29 @@ def test_parallel_draws_each_full_cycle_and_the_best_on_top() -> None:
     summary = report_studies.confirmed()
     figure, best = figures.parallel_figure(summary), summary.best
     assert best is not None
-    lines = [t for t in figure.data if t.name.startswith("trial")]
-    assert len(lines) == summary.states["complete"]
-    assert lines[-1].name == f"trial {best.number}"
-    assert lines[-1].line.color == RED
-    assert all(0 <= height <= 1 for t in lines for height in t.y)
+    axes = figure_data.axes(summary)
+    lines = [t for t in figure.data if t.name == "full cycle"]
+    drawn = [value for t in lines for value in [*t.y, None]]
+    assert drawn.count(None) == summary.states["complete"]
+    assert all(0 <= height <= 1 for height in drawn if height is not None)
+    ours = figure.data[len(lines)]
+    assert (ours.name, ours.line.color) == ("best recipe", RED)
+    assert list(ours.y) == [axis.height(best.recipe[axis.name]) for axis in axes]
     assert figure.layout.xaxis.ticktext[0] == "max_lr"
+
+
+def test_parallel_draws_the_better_the_stronger() -> None:
+    summary = report_studies.confirmed()
+    figure, axes = figures.parallel_figure(summary), figure_data.axes(summary)
+    place = {colour: at for at, colour in enumerate(figure_style.RAMP)}
+    shades = {}
+    for line in (t for t in figure.data if t.name == "full cycle"):
+        for at in range(0, len(line.y), len(axes) + 1):
+            shades[tuple(line.y[at : at + len(axes)])] = place[line.line.color]
+    full = sorted(figure_data.results(summary).full, key=lambda point: point.value)
+    strength = [shades[tuple(a.height(p.params[a.name]) for a in axes)] for p in full]
+    assert strength == sorted(strength, reverse=True)
+    assert strength[0] > strength[-1]
 
 
 def test_parallel_places_log_parameters_by_their_logarithm() -> None:
@@ -697,6 +730,171 @@ def test_curves_show_the_best_full_cycles_loss_first() -> None:
 )
 def test_log_axes_have_a_few_round_numbers(low: float, high: float, expected: list[float]) -> None:
     assert figure_style.round_numbers(low, high) == expected
+
+
+# -- any number of trials --------------------------------------------------------------------------
+
+
+def point(at: int, value: float, **params: float) -> figure_data.Point:
+    return figure_data.Point(number=at, spent=float(at), value=value, params=params, text="")
+
+
+@pytest.mark.parametrize("maximise", [False, True])
+def test_of_many_results_the_best_the_latest_and_the_extremes_are_drawn(maximise: bool) -> None:
+    rng = np.random.default_rng(0)
+    values = rng.permutation(5_000)
+    points = [point(i, float(v), x=float(-v), y=float(i % 77)) for i, v in enumerate(values)]
+    kept = figure_data._sample(points, maximise)
+    most = figure_data.MOST
+    assert len(kept) == most
+    assert [p.number for p in kept] == sorted(p.number for p in kept)
+    best = sorted(range(5_000), reverse=maximise)[: most // 4]
+    assert {p.value for p in kept} >= {float(v) for v in best}
+    assert {p.number for p in kept} >= set(range(5_000 - most // 4, 5_000))
+    assert {0.0, -4999.0} <= {p.params["x"] for p in kept}
+    between = [p.number for p in kept if p.value not in best and p.number < 4_900]
+    assert max(np.diff(between)) < 5 * 5_000 / most  # and the rest evenly
+    assert figure_data._sample(points[:most], maximise) == points[:most]
+
+
+def test_a_sample_says_of_how_many_it_is() -> None:
+    assert figure_data.sample_text(report_studies.confirmed()) == ""
+    summary = report_studies.large(2_000)
+    found = figure_data.results(summary)
+    assert min(len(found.full), len(found.short)) > figure_data.MOST
+    said = figure_data.sample_text(summary)
+    assert f"{figure_data.MOST} of {len(found.full):,} full cycles" in said
+    assert f"{figure_data.MOST} of {len(found.short):,} pruned trials" in said
+    figure = figures.history_figure(summary)
+    assert len(trace(figure, "full cycle").x) == figure_data.MOST
+    assert "full cycles" in figure.layout.title.subtitle.text
+    line = trace(figure, "best so far, one seed")  # of all, not of the sample
+    assert line.y[-1] == min(p.value for p in found.full)
+
+
+@pytest.mark.parametrize("draw", STUDY_FIGURES)
+def test_figures_stay_small_however_many_trials_there_are(draw: Any) -> None:
+    assert len(draw(report_studies.large(2_000)).to_json()) < 1_000_000
+
+
+def test_many_sweeps_are_drawn_with_some_of_their_steps() -> None:
+    figure = figures.range_test_figure([shifted(i / 100) for i in range(64)], None)
+    assert 750 < len(trace(figure, "each step").x) <= 1_500
+
+
+def test_a_long_choice_leaves_room_for_the_plot() -> None:
+    figure = figures.slice_figure(report_studies.mixed())
+    assert max(map(len, figure.layout.xaxis7.ticktext)) < 60  # escaped, 20 letters before
+
+
+# -- dark pages ------------------------------------------------------------------------------------
+
+
+def colours_in(value: Any) -> set[str]:
+    if isinstance(value, dict):
+        return set().union(*map(colours_in, value.values()), set())
+    if isinstance(value, list | tuple):
+        return set().union(*map(colours_in, value), set())
+    return {value} if isinstance(value, str) and re.fullmatch("#[0-9A-Fa-f]{3,8}", value) else set()
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        *STUDY_FIGURES,
+        lambda _: figures.range_test_figure(range_tests(), None),
+        lambda s: figures.refining_figure(known(s)),
+        lambda _: figures.schedule_gallery(),
+    ],
+)
+def test_every_colour_of_a_figure_has_a_dark_one(draw: Any) -> None:
+    used = colours_in(draw(report_studies.confirmed()).to_plotly_json())
+    assert used and used <= set(figure_style.DARK)
+
+
+def luminance(colour: str) -> float:
+    """Of WCAG 2.2."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return sum(w * p for w, p in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+@pytest.mark.parametrize("name", ["INK", "GREY", "BLUE", "RED", "GREEN", "ORANGE", "SKY", "PINK"])
+def test_dark_colours_stand_out_from_a_dark_page(name: str) -> None:
+    dark = figure_style.DARK[getattr(figure_style, name)]
+    paper = luminance(figure_style.DARK[figure_style.PAPER])
+    assert (luminance(dark) + 0.05) / (paper + 0.05) > 4.5  # WCAG 2.2, section 1.4.3
+
+
+# -- methods against each other --------------------------------------------------------------------
+
+FAST = figure_data.Arm(
+    "one-cycle", [10, 20, 30], [[0.9, 0.5, 0.3], [0.8, 0.4, 0.2], [0.8, 0.7, 0.4]]
+)
+SLOW = figure_data.Arm(
+    "step<b>", [10, 20, 30, 60], [[0.9, 0.8, 0.7, 0.5], [0.9, 0.8, 0.7, math.nan]]
+)
+
+
+def test_an_arm_reaches_a_target_where_half_of_its_seeds_have() -> None:
+    assert figure_data.reached(FAST, 0.5) == 20
+    assert figure_data.reached(FAST, 0.35) == 30
+    assert figure_data.reached(FAST, 0.1) == math.inf
+    assert figure_data.reached(SLOW, 0.5) == math.inf  # one of two seeds never does
+    assert figure_data.reached(SLOW, 0.6, maximise=True) == 10
+
+
+def test_an_arms_median_is_missing_where_half_of_its_seeds_are() -> None:
+    assert figure_data.median_curve(FAST) == pytest.approx([0.8, 0.5, 0.3])
+    assert figure_data.median_curve(SLOW)[:3] == pytest.approx([0.9, 0.8, 0.7])
+    assert math.isnan(figure_data.median_curve(SLOW)[3])
+
+
+@pytest.mark.parametrize(
+    ("steps", "values", "words"),
+    [
+        ([], [[]], "must rise"),
+        ([2, 1], [[1, 2]], "must rise"),
+        ([1, 2], [[1.0]], r"2 steps.*\[1\] values"),
+        ([1, 2], [], "give each seed a value"),
+    ],
+)
+def test_an_arm_that_cannot_be_drawn_is_refused(steps: Any, values: Any, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        figure_data.Arm("cosine", steps, values)
+
+
+def test_super_convergence_marks_where_each_arm_reaches_the_target() -> None:
+    figure = figures.super_convergence_figure([FAST, SLOW], target=0.7)
+    marks = [t for t in figure.data if t.name == "reached"]
+    assert [(t.x[0], t.y[0]) for t in marks] == [(20, 0.7), (30, 0.7)]
+    assert figure.layout.title.text == "one-cycle reaches 0.7 in 20 steps"
+    said = figure.layout.title.subtitle.text.replace("<br>", " ")
+    assert "others, step&lt;b&gt;: 30 (1.5 × as many). 2 to 3 seeds and their median." in said
+    medians = [t for t in figure.data if t.showlegend is not False]
+    assert [t.name for t in medians] == ["one-cycle", "step&lt;b&gt;"]
+    assert list(medians[0].y) == pytest.approx([0.8, 0.5, 0.3])
+    assert medians[1].y[-1] is None
+    seeds = next(t for t in figure.data if t.name == "one-cycle" and t.showlegend is False)
+    assert list(seeds.y) == [0.9, 0.5, 0.3, None, 0.8, 0.4, 0.2, None, 0.8, 0.7, 0.4]
+    assert "<b>" not in str([t.name for t in figure.data])
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        (0.3, "reaches 0.3 in 30 steps The others never do."),
+        (0.01, "one-cycle does not reach 0.01"),
+        (None, "Validation error over optimizer steps"),
+    ],
+)
+def test_super_convergence_says_who_does_not_arrive(target: float | None, words: str) -> None:
+    figure = figures.super_convergence_figure([FAST, SLOW], target=target)
+    assert words in f"{figure.layout.title.text} {figure.layout.title.subtitle.text}"
+
+
+def test_super_convergence_without_arms_has_words() -> None:
+    assert not figures.super_convergence_figure([]).data
 
 
 def test_no_button_sends_a_chart_to_plotlys_cloud() -> None:

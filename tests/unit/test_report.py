@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import io
 import json
 import re
@@ -14,23 +16,34 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import plotly.offline
 import pytest
 import report_studies
 import torch
 from rich.console import Console
 
 import hpsched
-from hpsched import records, schedules
+from hpsched import figure_data, records, schedules
 from hpsched.cli.screen import status_screen
+from hpsched.doctor import examine
 from hpsched.errors import UsageError
 from hpsched.evidence import Evidence
 from hpsched.ledger import Candidate
 from hpsched.present import duration, mean_and_spread, number, rate_text, torch_snippet
-from hpsched.report import headline, render_report, write_report
+from hpsched.records import Settings
+from hpsched.report import (
+    headline,
+    is_markdown,
+    render_markdown,
+    render_report,
+    write_report,
+)
+from hpsched.report import markdown as markdown_env
+from hpsched.report_content import settings
 from hpsched.study import create_study
 from hpsched.summary import Summary, summarise
 
-LARGEST = 6_000_000  # bytes
+LARGEST = 5_000_000  # bytes
 SUMMARIES = [
     report_studies.confirmed,
     report_studies.maximised,
@@ -114,10 +127,60 @@ def test_costs_and_savings_are_on_the_page() -> None:
     assert f"saved {number(summary.saved_cycles)} full cycles" in text
 
 
+@pytest.mark.parametrize(
+    ("top", "seeds", "done", "recipes", "runs"),
+    [
+        (2, 2, 4, "2", "2"),
+        (3, 3, 4, "asked 3, run 2", "asked 3, run 2"),
+        (2, 2, 3, "2", "asked 2, run 1 to 2"),
+        (2, 3, 0, "asked 2, run 0", "asked 3, run 0"),
+    ],
+    ids=["as asked", "a smaller budget", "unequal", "none"],
+)
+def test_the_settings_say_what_was_confirmed(
+    top: int, seeds: int, done: int, recipes: str, runs: str
+) -> None:
+    made = report_studies.confirmed()
+    kept = [run for run in made.runs if run.confirms is None]
+    kept += [run for run in made.runs if run.confirms is not None][:done]
+    asked = Settings(objective="a:b", seed=0, trials=12, confirm_top=top, confirm_seeds=seeds)
+    over = replace(made, runs=tuple(kept), settings=asked, progress=1.0)
+    assert (said := settings(over))["confirm_top"] == recipes
+    assert said["confirm_seeds"] == runs and said["trials"] == "12"
+    unfinished = settings(replace(over, progress=0.9))
+    assert (unfinished["confirm_top"], unfinished["confirm_seeds"]) == (str(top), str(seeds))
+
+
 def test_an_empty_study_says_what_to_run() -> None:
     text = page(report_studies.empty).text
     assert "No recipe has finished a full cycle yet" in text
     assert "study.optimize(objective, n_trials=20)" in text
+
+
+def test_a_study_that_only_failed_says_to_mend_the_objective() -> None:
+    study = report_studies.new_study("broken one")
+    study.optimize(lambda trial: 1 / 0, n_trials=2, catch=(ZeroDivisionError,))
+    text = Page(render_report(summarise(study))).text
+    assert "Every trial has failed so far: mend the objective first" in text
+    assert "hpsched doctor --study 'broken one'" in text
+    assert "2 failed trial(s)" in text
+
+
+def test_a_budget_spent_on_short_cycles_is_called_too_small(tmp_path: Path) -> None:
+    storage = f"sqlite:///{tmp_path}/studies.db"
+    study = create_study("short", objective="math:sqrt", storage=storage, timeout=1e-6)
+    study.optimize(report_studies.objective, n_trials=1)
+    text = Page(render_report(summarise(study))).text
+    assert "The budget is spent and no recipe has finished a full cycle: find out why" in text
+    assert "hpsched doctor --study short" in text
+    (found,) = [f for f in examine(storage, study="short") if not f.ok]
+    assert (found.what, "create another study with a larger one" in found.detail) == (
+        "trials",
+        True,
+    )
+    for asked in (hpsched.best, hpsched.confirm):
+        with pytest.raises(UsageError, match=r"create another study with a larger budget.*doctor"):
+            asked(study)
 
 
 def test_an_unfinished_study_names_the_command_that_goes_on(tmp_path: Path) -> None:
@@ -319,7 +382,7 @@ def test_hostile_text_stays_text(summary: Callable[[], Summary]) -> None:
     assert "img" not in {tag for tag, _ in page(summary).tags}
     assert '<script>alert("name")' not in source(summary)
     scripts = [attrs.get("type") for tag, attrs in page(summary).tags if tag == "script"]
-    assert scripts.count(None) == 2  # plotly.js and our own few lines; the rest is data
+    assert scripts.count(None) == 1  # our own few lines; plotly.js is packed, the rest is data
     assert report_studies.HOSTILE in page(summary).text
 
 
@@ -349,13 +412,110 @@ def test_the_page_is_structured(summary: Callable[[], Summary]) -> None:
 def test_the_file_is_written_and_not_too_large(tmp_path: Path) -> None:
     path = tmp_path / "report.html"
     assert write_report(report_studies.confirmed(), path) == path
-    assert 1_000_000 < path.stat().st_size < LARGEST
-    assert path.read_text(encoding="utf-8").endswith("</html>")
+    assert 1_000_000 < path.stat().st_size < 3_000_000
+    assert path.read_text(encoding="utf-8").rstrip().endswith("</html>")
+
+
+def test_the_packed_plotly_is_plotly() -> None:
+    packed = re.search(r'id="plotly-gz">(.*?)</script>', source(report_studies.empty))
+    assert packed is not None
+    assert gzip.decompress(base64.b64decode(packed[1])).decode() == plotly.offline.get_plotlyjs()
+
+
+@pytest.mark.slow
+def test_the_report_of_ten_thousand_trials_stays_under_five_megabytes(tmp_path: Path) -> None:
+    summary = report_studies.large()
+    assert sum(summary.states.values()) == 10_000
+    path = write_report(summary, tmp_path / "report.html")
+    assert path.stat().st_size < LARGEST
+    assert write_report(summary, tmp_path / "report.md").stat().st_size < 20_000
+    text = Page(path.read_text(encoding="utf-8")).text
+    for kind, points in (("full cycles", "full"), ("pruned trials", "short")):
+        count = len(getattr(figure_data.results(summary), points))
+        assert f"{figure_data.MOST} of {count:,} {kind}" in text
 
 
 def test_a_path_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"No such file or directory.*name a file"):
         write_report(report_studies.empty(), tmp_path / "missing" / "report.html")
+
+
+# -- Markdown --------------------------------------------------------------------------------------
+
+
+@cache
+def markdown(summary: Callable[[], Summary]) -> str:
+    return render_markdown(summary())
+
+
+@pytest.mark.parametrize("summary", SUMMARIES)
+def test_markdown_says_what_the_page_says(summary: Callable[[], Summary]) -> None:
+    text, words = markdown(summary), page(summary).text
+    heads = set(re.findall(r"^## (.*)$", text, re.MULTILINE))
+    assert {head for head in heads if head not in words} == set()
+    assert f"all | {number(summary().cost.cycles)} | {summary().cost.steps:,} |" in text
+    named = summary().best
+    if named is not None:
+        assert torch_snippet(named) in text
+        assert f"| `max_lr` | {number(named.recipe['max_lr'])} |" in text
+
+
+def test_markdown_opens_with_the_answer() -> None:
+    said = headline(report_studies.confirmed())
+    assert markdown(report_studies.confirmed).splitlines()[2] == f"**{said}**"
+
+
+@pytest.mark.parametrize("summary", SUMMARIES)
+def test_markdown_has_whole_tables_and_fences(summary: Callable[[], Summary]) -> None:
+    text = markdown(summary)
+    assert text.count("\n```") % 2 == 0
+    for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        columns = {len(re.findall(r"(?<!\\)\|", row)) for row in table.splitlines()}
+        assert len(columns) == 1, table
+    assert "\n\n\n" not in text
+    assert text.endswith(".\n")
+
+
+@pytest.mark.parametrize("summary", [report_studies.empty, report_studies.mixed])
+def test_hostile_text_stays_text_in_markdown(summary: Callable[[], Summary]) -> None:
+    outside = re.sub(r"```.*?```|`[^`\n]+`", "", markdown(summary), flags=re.DOTALL)
+    assert "<" not in outside
+    assert "&lt;script" in outside
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a|b", r"a\|b"),
+        ("# x\n- y", r"\# x - y"),
+        ("[a](b) ![c](d)", r"\[a\](b) !\[c\](d)"),
+        ("max_lr *x* `y` _z_", r"max_lr \*x\* \`y\` \_z\_"),
+        ("<b> & </b>", r"&lt;b\> &amp; &lt;/b\>"),
+    ],
+)
+def test_nothing_in_a_text_starts_markdown(text: str, shown: str) -> None:
+    assert markdown_env().from_string("{{ it }}").render(it=text) == shown
+
+
+def test_code_in_markdown_is_fenced_by_more_backticks_than_it_has() -> None:
+    env = markdown_env()
+    assert env.from_string("{{ it | code }}").render(it="a`b``c|d\ne") == r"``` a`b``c\|d e ```"
+    fenced = env.from_string("{{ it | fenced('sh') }}").render(it="x\n```\ny\n")
+    assert fenced == "````sh\nx\n```\ny\n````"
+
+
+@pytest.mark.parametrize(
+    ("path", "format_", "wanted"),
+    [("r.md", None, True), ("r.MARKDOWN", None, True), ("r.html", None, False), ("-", None, True),
+     ("-", "html", False), ("r.html", "md", True), ("r", None, False)],
+)  # fmt: skip
+def test_the_suffix_says_what_is_written(path: str, format_: str | None, wanted: bool) -> None:
+    assert is_markdown(Path(path), format_) is wanted
+
+
+def test_an_unknown_format_is_refused_with_those_there_are() -> None:
+    with pytest.raises(UsageError, match=r"'pdf': html or md"):
+        is_markdown(Path("r.html"), "pdf")
 
 
 # -- numbers, times and code -----------------------------------------------------------------------
@@ -452,3 +612,11 @@ def test_without_total_steps_the_code_asks_for_them() -> None:
     code = torch_snippet(replace(best, total_steps=None))
     assert "total_steps = ...  #" in code
     assert "total_steps=total_steps," in code
+
+
+@pytest.mark.parametrize("name", ["report.pdf", "report.txt"])
+def test_a_suffix_that_names_no_report_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"end its name with \.html or \.md"):
+        is_markdown(tmp_path / name)
+    assert is_markdown(tmp_path / name, "md")
+    assert [is_markdown(Path(p)) for p in ("-", "a.md", "a.HTML")] == [True, True, False]

@@ -1,0 +1,238 @@
+"""Several studies against each other: whose recipe is better, at what cost, and is that certain?
+
+A study's own value was chosen among many and is too good on average, so only fresh seeds count as
+evidence (:mod:`hpsched.ledger`), compared by Welch's t-test.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from hpsched import records
+from hpsched.errors import UsageError
+from hpsched.figure_data import cell_text
+from hpsched.ledger import SIGNIFICANCE, Best
+from hpsched.present import duration, mean_and_spread, number
+from hpsched.report_content import several_objectives
+from hpsched.summary import Summary
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Two studies' best recipes on fresh seeds.
+
+    Attributes:
+        better, worse: The studies, by the mean over fresh seeds.
+        difference: Of the means, as good as positive.
+        p: Of Welch's t-test, two-sided; None with fewer than two fresh seeds on either side.
+        verdict: What that says, in words.
+    """
+
+    better: str
+    worse: str
+    difference: float
+    p: float | None
+    verdict: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What a page about several studies says.
+
+    Attributes:
+        studies: In the order asked for.
+        headline: The answer in a sentence.
+        warnings: What makes the comparison doubtful.
+        results: A row for each study (:data:`RESULTS` names the columns).
+        pairs: Every two studies whose values compare.
+        recipes: A row for each parameter: its name, and its value in each study.
+    """
+
+    studies: tuple[Summary, ...]
+    headline: str
+    warnings: list[str]
+    results: list[list[str]]
+    pairs: list[Pair]
+    recipes: list[list[str]]
+
+
+RESULTS = (
+    "study", "best value", "fresh seeds", "trial", "total steps", "cycles spent",
+    "steps spent", "device time", "trials",
+)  # fmt: skip
+
+
+def compare(summaries: Sequence[Summary]) -> Comparison:
+    """What several studies say against each other; unfinished and empty ones too.
+
+    Raises:
+        UsageError: Fewer than two studies, or one named twice.
+    """
+    names = [summary.name for summary in summaries]
+    if len(names) < 2:
+        raise UsageError("A comparison needs two studies or more: name another one.")
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UsageError(f"{twice[0]!r} is named twice: name each study once.")
+    pairs = list(_pairs(summaries))
+    return Comparison(
+        studies=tuple(summaries),
+        headline=_headline(summaries, pairs),
+        warnings=list(_warnings(summaries)),
+        results=[_result(summary) for summary in summaries],
+        pairs=pairs,
+        recipes=_recipes(summaries),
+    )
+
+
+def comparable(summaries: Sequence[Summary]) -> bool:
+    """Whether the studies' values may be set against each other: one direction, one objective."""
+    return len({s.direction for s in summaries}) == 1 and not any(
+        map(several_objectives, summaries)
+    )
+
+
+# -- who is better ---------------------------------------------------------------------------------
+
+
+def _pairs(summaries: Sequence[Summary]) -> Iterator[Pair]:
+    if not comparable(summaries):
+        return
+    confirmed = [s for s in summaries if s.best and s.best.fresh]
+    for one, other in itertools.combinations(confirmed, 2):
+        assert one.best is not None and other.best is not None
+        sign = 1 if one.direction == "minimize" else -1
+        first, second = sorted((one, other), key=lambda s: sign * s.best.mean if s.best else 0.0)
+        assert first.best is not None and second.best is not None
+        p = welch(first.best.fresh, second.best.fresh)
+        yield Pair(
+            better=first.name,
+            worse=second.name,
+            difference=abs(first.best.mean - second.best.mean),
+            p=p,
+            verdict=_verdict(p),
+        )
+
+
+def welch(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """Two-sided p of Welch's t-test; None with too few values, an infinite one or no spread."""
+    values, spread = (*first, *second), max(len(set(first)), len(set(second))) > 1
+    if min(len(first), len(second)) < 2 or not spread or not all(map(math.isfinite, values)):
+        return None
+    from scipy import stats
+
+    p = float(stats.ttest_ind(first, second, equal_var=False).pvalue)
+    return p if math.isfinite(p) else None
+
+
+def _verdict(p: float | None) -> str:
+    if p is None:
+        return "not known: fewer than two fresh seeds, or no spread"
+    return "significant" if p < SIGNIFICANCE else "not significant: either will do"
+
+
+def _headline(summaries: Sequence[Summary], pairs: Sequence[Pair]) -> str:
+    if not comparable(summaries):
+        return "These studies do not compare: their values mean different things (see below)."
+    known = [s for s in summaries if s.best]
+    if not known:
+        return "No study has finished a full cycle yet."
+    confirmed = [s for s in known if s.best and s.best.fresh]
+    if len(confirmed) < 2:
+        missing = ", ".join(s.name for s in summaries if s not in confirmed)
+        return f"Nothing is certain yet: {missing} ran no recipe on fresh seeds."
+    sign = 1 if summaries[0].direction == "minimize" else -1
+    first = min(confirmed, key=lambda s: sign * s.best.mean if s.best else math.inf)
+    assert first.best is not None
+    beaten = [p.worse for p in pairs if p.better == first.name and p.p is not None]
+    sure = [p.worse for p in pairs if p.better == first.name and (p.p or 1.0) < SIGNIFICANCE]
+    rest = f"significantly better than {', '.join(sure)}" if sure else ""
+    if unsure := [name for name in beaten if name not in sure]:
+        rest += f"{'; ' if rest else ''}not significantly better than {', '.join(unsure)}"
+    said = f"{first.name} has the best mean: {mean_and_spread(first.best)}"
+    cost = f"at a cost of {number(first.cost.cycles)} full cycles"
+    return f"{said} over {first.best.seeds} fresh seeds, {cost}; {rest or 'too few seeds to tell'}."
+
+
+def _warnings(summaries: Sequence[Summary]) -> Iterator[str]:
+    if len({s.direction for s in summaries}) > 1:
+        each = ", ".join(f"{s.name} {s.direction}s" for s in summaries)
+        yield f"The directions differ ({each}): no value is set against another."
+    for summary in summaries:
+        yield from _own_warnings(summary)
+    steps = {s.name: s.best.total_steps for s in summaries if s.best and s.best.total_steps}
+    if len(set(steps.values())) > 1:
+        each = ", ".join(f"{name} {count:,}" for name, count in steps.items())
+        yield f"A full cycle has different lengths ({each} optimizer steps): so do their costs."
+    for one, other in itertools.combinations(summaries, 2):
+        if shared := _seeds(one) & _seeds(other):
+            yield (
+                f"{one.name} and {other.name} confirmed with {len(shared)} of the same seeds: the "
+                "two are not independent, as the test assumes; give the studies different seeds."
+            )
+    if sum(bool(s.best and s.best.fresh) for s in summaries) > 2:
+        yield "Of many comparisons some come out significant by chance: 1 in 20 at the 5 % level."
+
+
+def _own_warnings(summary: Summary) -> Iterator[str]:
+    """Why a study says less than it could."""
+    if several_objectives(summary):
+        yield f"{summary.name} has several objectives: see study.best_trials for its Pareto front."
+    elif summary.best is None:
+        yield f"{summary.name} has not finished a full cycle yet."
+    elif not summary.best.fresh:
+        yield (
+            f"{summary.name} has one seed only, of the recipe it was chosen by, which is too good "
+            "on average: run it on fresh seeds first (hpsched study confirm, or hpsched.confirm)."
+        )
+    if summary.progress is not None and summary.progress < 1:
+        yield f"{summary.name} has spent {100 * summary.progress:.0f} % of its budget so far."
+
+
+def _seeds(summary: Summary) -> set[int]:
+    """Fresh seeds on which the study's best recipe was run."""
+    best = summary.best
+    ours = [r for r in summary.runs if best and r.confirms == best.number]
+    return {cycle.seed for run in ours for cycle in run.cycles}
+
+
+# -- tables ----------------------------------------------------------------------------------------
+
+
+def _result(summary: Summary) -> list[str]:
+    best, cost = summary.best, summary.cost
+    steps = best.total_steps if best else None
+    return [
+        summary.name,
+        mean_and_spread(best) if best else "–",
+        _fresh(best),
+        str(best.number) if best else "–",
+        f"{steps:,}" if steps else "–",
+        number(cost.cycles),
+        f"{cost.steps:,}",
+        duration(cost.seconds),
+        f"{sum(summary.states.values()):,}",
+    ]
+
+
+def _fresh(best: Best | None) -> str:
+    if best is None:
+        return "–"
+    return str(len(best.fresh)) if best.fresh else "none: one run's value"
+
+
+def _recipes(summaries: Sequence[Summary]) -> list[list[str]]:
+    bests = [summary.best for summary in summaries]
+    own = dict.fromkeys(name for best in bests if best for name in best.own)
+    rows = {field: [_field(best, field) for best in bests] for field in records.FIELDS}
+    rows["final_div_factor"] = [_field(best, "final_div_factor") for best in bests]
+    rows["policy"] = [best.policy if best else "–" for best in bests]
+    for name in own:
+        rows[name] = [cell_text(best.own.get(name, "–")) if best else "–" for best in bests]
+    return [[name, *values] for name, values in rows.items()]
+
+
+def _field(best: Best | None, field: str) -> str:
+    return number(best.recipe.get(field)) if best else "–"

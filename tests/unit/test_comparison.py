@@ -1,0 +1,213 @@
+"""Several studies against each other: who is better, whether that is certain, what is doubtful."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import report_studies
+from fake_training import FakeTraining
+from scipy import stats
+
+import hpsched
+from hpsched import comparison, figures
+from hpsched.comparison import comparable, compare, welch
+from hpsched.errors import UsageError
+from hpsched.ledger import best_so_far
+from hpsched.present import mean_and_spread, number
+from hpsched.report import render, render_comparison, write_report
+from hpsched.summary import Summary, summarise
+
+
+@cache
+def other(name: str = "wide|`resnet`", seed: int = 1, seeds: int = 3) -> Summary:
+    """A study of the same training, confirmed on ``seeds`` fresh seeds."""
+    study = optuna.create_study(
+        study_name=name, sampler=hpsched.OneCycleSampler(seed=seed), pruner=hpsched.CyclePruner()
+    )
+    train = FakeTraining(horizon=report_studies.STEPS)
+
+    def objective(trial: optuna.Trial) -> float:
+        return hpsched.suggest_onecycle(trial, total_steps=report_studies.STEPS).run(train)
+
+    study.optimize(objective, n_trials=6)
+    if seeds:
+        study.optimize(objective, n_trials=hpsched.confirm(study, top=1, seeds=seeds))
+    return summarise(study)
+
+
+def told(summary: Summary, *fresh: float, **more: Any) -> Summary:
+    """The study with other values on fresh seeds."""
+    assert summary.best is not None
+    return replace(summary, best=replace(summary.best, fresh=fresh), **more)
+
+
+def worse() -> Summary:
+    return told(other(), 0.301, 0.302, 0.303)
+
+
+def test_a_difference_that_seeds_do_not_explain_is_significant() -> None:
+    best = report_studies.confirmed()
+    found = compare([worse(), best])
+    (pair,) = found.pairs
+    assert (pair.better, pair.worse) == (best.name, worse().name)
+    assert best.best is not None
+    p = stats.ttest_ind(best.best.fresh, (0.301, 0.302, 0.303), equal_var=False).pvalue
+    assert pair.p == pytest.approx(p) and p < 0.05
+    assert pair.verdict == "significant"
+    assert found.headline.startswith(f"{best.name} has the best mean: {mean_and_spread(best.best)}")
+    assert f"; significantly better than {worse().name}." in found.headline
+
+
+def test_a_difference_within_the_seeds_is_not() -> None:
+    near = told(other(), 0.05, 0.10, 0.13)
+    found = compare([report_studies.confirmed(), near])
+    assert found.pairs[0].verdict.startswith("not significant")
+    assert "; not significantly better than" in found.headline
+
+
+def test_with_higher_is_better_the_higher_mean_wins() -> None:
+    low, high = (told(s, *v, direction="maximize") for s, v in (
+        (report_studies.confirmed(), (0.6, 0.61)), (other(), (0.8, 0.81)),
+    ))  # fmt: skip
+    found = compare([low, high])
+    assert (found.pairs[0].better, found.pairs[0].worse) == (high.name, low.name)
+    assert found.headline.startswith(f"{high.name} has the best mean")
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [((0.1,), (0.2, 0.3)), ((), ()), ((0.1, 0.2), (0.3, float("inf"))), ((0.1, 0.1), (0.1, 0.1))],
+)
+def test_there_is_no_test_where_it_could_not_tell(first: Any, second: Any) -> None:
+    assert welch(first, second) is None
+
+
+def test_one_fresh_seed_is_too_few_to_tell() -> None:
+    found = compare([report_studies.confirmed(), told(other(), 0.3)])
+    assert found.pairs[0].p is None
+    assert found.pairs[0].verdict.startswith("not known")
+    assert "too few seeds to tell" in found.headline
+
+
+def test_studies_of_other_directions_are_not_set_against_each_other() -> None:
+    found = compare([report_studies.confirmed(), replace(report_studies.maximised(), name="m")])
+    assert not comparable(found.studies)
+    assert found.pairs == []
+    assert "do not compare" in found.headline
+    assert "digits minimizes, m maximizes" in found.warnings[0]
+    assert "histories" not in render_comparison(found.studies)
+
+
+def test_a_study_without_fresh_seeds_or_results_is_said_to_be() -> None:
+    found = compare([other("single", seeds=0), report_studies.empty()])
+    assert found.pairs == []
+    assert found.headline == (
+        f"Nothing is certain yet: single, {report_studies.HOSTILE} ran no recipe on fresh seeds."
+    )
+    said = " ".join(found.warnings)
+    assert "single has one seed only" in said and "hpsched study confirm" in said
+    assert f"{report_studies.HOSTILE} has not finished a full cycle yet." in said
+    assert "none: one run's value" in found.results[0]
+
+
+def test_studies_that_never_finished_a_cycle_say_so() -> None:
+    two = [report_studies.empty(), replace(report_studies.empty(), name="b")]
+    assert compare(two).headline == "No study has finished a full cycle yet."
+    assert "no finished full cycle yet" in str(figures.histories_figure(two).layout.annotations)
+
+
+def test_several_objectives_are_left_to_optuna() -> None:
+    study = optuna.create_study(study_name="two", directions=["minimize"] * 2)
+    study.optimize(lambda trial: (trial.suggest_float("x", 0, 1), 1.0), n_trials=1)
+    found = compare([summarise(study), report_studies.confirmed()])
+    assert "do not compare" in found.headline
+    assert any("study.best_trials" in warning for warning in found.warnings)
+
+
+def test_an_unfinished_study_tells_how_far_it_is() -> None:
+    found = compare([replace(report_studies.confirmed(), progress=0.4), worse()])
+    assert "digits has spent 40 % of its budget so far." in found.warnings
+
+
+def test_cycles_of_other_lengths_and_shared_seeds_are_warned_of() -> None:
+    first = report_studies.confirmed()
+    same = replace(first, name="same")
+    assert first.best is not None and same.best is not None
+    longer = replace(worse(), best=replace(same.best, total_steps=1_800))
+    assert any("digits 900" in w and "1,800" in w for w in compare([first, longer]).warnings)
+    shared = [w for w in compare([first, same]).warnings if "same seeds" in w]
+    assert len(shared) == 1 and "2 of the same seeds" in shared[0]
+    assert not any("same seeds" in w for w in compare([first, worse()]).warnings)
+
+
+def test_three_studies_are_warned_of_chance() -> None:
+    found = compare([report_studies.confirmed(), worse(), replace(worse(), name="third")])
+    assert len(found.pairs) == 3
+    assert any("by chance" in warning for warning in found.warnings)
+
+
+def test_tables_show_costs_and_recipes_side_by_side() -> None:
+    first, second = report_studies.confirmed(), worse()
+    found = compare([first, second])
+    for row, summary in zip(found.results, (first, second), strict=True):
+        cells = dict(zip(comparison.RESULTS, row, strict=True))
+        assert cells["study"] == summary.name
+        assert cells["cycles spent"] == number(summary.cost.cycles)
+        assert cells["steps spent"] == f"{summary.cost.steps:,}"
+    recipes = {name: values for name, *values in found.recipes}
+    assert first.best is not None and second.best is not None
+    rates = [number(b.recipe["max_lr"]) for b in (first.best, second.best)]
+    assert recipes["max_lr"] == rates
+    assert recipes["policy"] == ["cosine", "cosine"]
+
+
+def test_histories_lie_over_each_other() -> None:
+    both = [report_studies.confirmed(), worse()]
+    figure = figures.histories_figure(both)
+    lines = [trace for trace in figure.data if trace.mode == "lines"]
+    assert len(lines) == 2
+    for line, summary in zip(lines, both, strict=True):
+        steps = best_so_far(summary.runs, minimise=True)
+        assert list(zip(line.x, line.y, strict=True))[:-1] == steps
+        assert line.x[-1] == summary.cost.cycles
+    squares = [trace for trace in figure.data if trace.name == "fresh seeds"]
+    assert [s.y[0] for s in squares] == [s.best.mean for s in both if s.best]
+    assert len({line.line.color for line in lines}) == 2
+
+
+def test_fewer_than_two_studies_or_one_twice_are_refused() -> None:
+    with pytest.raises(UsageError, match="needs two studies"):
+        compare([worse()])
+    with pytest.raises(UsageError, match="'digits' is named twice"):
+        compare([report_studies.confirmed()] * 2)
+
+
+@pytest.mark.parametrize("suffix", [".html", ".md"])
+def test_both_kinds_of_page_say_the_same(suffix: str, tmp_path: Path) -> None:
+    both = [report_studies.confirmed(), worse(), report_studies.empty()]
+    text = write_report(both, tmp_path / f"compare{suffix}").read_text(encoding="utf-8")
+    found = compare(both)
+    assert "<script>alert(" not in text
+    assert "significantly better than" in text
+    assert number(found.pairs[0].difference) in text
+    for row in found.results:
+        assert row[1] in text and row[5] in text
+
+
+def test_one_study_is_its_report() -> None:
+    assert "hpsched report: digits" in render([report_studies.confirmed()])
+
+
+def test_names_do_not_break_a_markdown_table() -> None:
+    text = render([report_studies.confirmed(), worse()], as_markdown=True)
+    tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
+    assert len(tables) == 3
+    for table in tables:
+        widths = {len(re.findall(r"(?<!\\)\|", row)) for row in table.splitlines()}
+        assert len(widths) == 1
