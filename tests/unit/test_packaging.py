@@ -102,7 +102,9 @@ def test_pins_are_exact_and_within_the_declared_ranges() -> None:
 
 def test_extras() -> None:
     assert set(PROJECT["optional-dependencies"]) == {
-        *("postgres", "mysql", "dashboard", "images", "demo", "dev"),
+        *("postgres", "mysql", "dashboard", "images", "demo", "ray", "docs", "dev"),
+        *("lightning", "transformers", "accelerate", "keras", "fastai", "ignite"),
+        *("tensorboard", "mlflow", "wandb"),
     }
 
 
@@ -131,10 +133,64 @@ def imported_packages() -> set[str]:
 
 def test_every_import_is_declared() -> None:
     declared = {name.replace("-", "_") for name in requirements()}
-    distributions = {"yaml": "pyyaml", "sklearn": "scikit_learn"}
-    optional = {"lightning", "keras", "transformers", "fastai", "ignite", "pytorch_lightning"}
-    imported = {distributions.get(name, name) for name in imported_packages()}
-    assert imported - declared - optional == set()
+    distributions = {"yaml": "pyyaml", "sklearn": "scikit_learn", "mlflow": "mlflow_skinny"}
+    distributions |= {"ignite": "pytorch_ignite"}
+    others = {"_typeshed", "pytorch_lightning"}  # type checkers' own; lightning by its older name
+    imported = {distributions.get(name, name) for name in imported_packages() - others}
+    assert imported - declared == set()
+
+
+def imports(statement: str) -> dict[str, int]:
+    """Top-level module → microseconds that ``statement`` takes in it, in a fresh interpreter."""
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-c", statement],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    found: dict[str, int] = {}
+    for line in done.stderr.splitlines():
+        own, _, name = line.removeprefix("import time:").split("|")
+        if own.strip().isdigit():
+            top = name.strip().partition(".")[0]
+            found[top] = found.get(top, 0) + int(own)
+    return found
+
+
+HEAVY = {"torch", "plotly", "typer", "rich", "sklearn", "flask", "scipy", "pandas", "optuna"}
+FRAMEWORKS = {
+    *("accelerate", "fastai", "ignite", "keras", "lightning", "mlflow", "pytorch_lightning"),
+    *("ray", "tensorboard", "transformers", "wandb"),
+}
+
+
+def test_import_is_light() -> None:
+    found = imports("import hpsched")
+    assert "hpsched" in found
+    assert set(found) & (HEAVY | FRAMEWORKS) == set()
+
+
+def test_a_search_imports_no_page_no_command_line_and_no_framework() -> None:
+    found = imports("import hpsched; hpsched.OneCycleSampler, hpsched.suggest_onecycle")
+    assert "optuna" in found
+    assert set(found) & (FRAMEWORKS | {"plotly", "typer", "flask", "sklearn", "torch"}) == set()
+
+
+INTEGRATIONS = [path.stem for path in (ROOT / "hpsched/integrations").glob("[!_]*.py")]
+
+
+@pytest.mark.parametrize("name", INTEGRATIONS)
+def test_an_integration_without_its_framework_says_what_to_install(name: str) -> None:
+    """At its import, or (those that import nothing then) when it is used: they test that."""
+    block = f"import sys; sys.modules.update(dict.fromkeys({sorted(FRAMEWORKS)}))"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{block}; import hpsched.integrations.{name}"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    if done.returncode:
+        assert re.search(r"pip install 'hpsched\[\w+\]'", done.stderr), done.stderr
+
+
+def test_integrations_have_an_extra_each() -> None:
+    assert set(INTEGRATIONS) - set(PROJECT["optional-dependencies"]) <= {"distributed"}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Training frameworks: one small file each, imported only by who uses it."""
