@@ -3,17 +3,40 @@
 from __future__ import annotations
 
 import importlib.util
-import shutil
+import os
 import signal
 import socket
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 
+import hypothesis
 import pytest
+
+from tests.browsing import BROWSERS, browser_path
+
+# Before torch is imported: test processes and what they start share few cores, on which threads
+# would only wait for one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Nothing here is about how long something takes.
+hypothesis.settings.register_profile("hpsched", deadline=None)
+hypothesis.settings.load_profile("hpsched")
 
 MARIADB = ("127.0.0.1", 3306)
 BENCH = ("torch_lr_finder", "fastai", "lightning", "neps", "prodigyopt", "schedulefree", "smac")
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+FRAMEWORKS = (
+    "accelerate",
+    "fastai",
+    "hydra",
+    "ignite",
+    "keras",
+    "lightning",
+    "mlflow",
+    "tensorboard",
+    "transformers",
+    "wandb",
+)
 
 
 @cache
@@ -25,7 +48,7 @@ def _no_gpu() -> str | None:
 
 @cache
 def _no_browser() -> str | None:
-    return None if any(map(shutil.which, BROWSERS)) else f"none of {', '.join(BROWSERS)} found"
+    return None if browser_path() else f"none of {', '.join(BROWSERS)} found"
 
 
 @cache
@@ -37,10 +60,33 @@ def _no_mariadb() -> str | None:
     return None
 
 
+def _missing(packages: tuple[str, ...], remedy: str) -> str | None:
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    return f"no {', '.join(missing)}: {remedy}" if missing else None
+
+
 @cache
 def _no_bench() -> str | None:
-    missing = [name for name in BENCH if importlib.util.find_spec(name) is None]
-    return f"no {', '.join(missing)}: make bench-venv" if missing else None
+    return _missing(BENCH, "make bench-venv")
+
+
+@cache
+def _no_frameworks() -> str | None:
+    return _missing(FRAMEWORKS, "make frameworks-venv")
+
+
+@cache
+def _no_ray() -> str | None:
+    return None if importlib.util.find_spec("ray") else "no package ray: make ray-venv"
+
+
+def _no_tls() -> str | None:
+    there = any(Path("/usr/lib/postgresql").glob("*/bin"))
+    return None if there else "no PostgreSQL built with TLS: Debian's postgresql"
+
+
+def _no_root() -> str | None:
+    return None if os.geteuid() == 0 else "only root can mount a disk that is full"
 
 
 # marker -> why its tests cannot run here, or None when they can
@@ -49,6 +95,10 @@ OBSTACLES: dict[str, Callable[[], str | None]] = {
     "browser": _no_browser,
     "mariadb": _no_mariadb,
     "bench": _no_bench,
+    "frameworks": _no_frameworks,
+    "ray": _no_ray,
+    "tls": _no_tls,
+    "root": _no_root,
 }
 
 
