@@ -6,9 +6,12 @@ import importlib.util
 import os
 import signal
 import socket
+from collections import Counter
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
+from zlib import crc32
 
 import hypothesis
 import pytest
@@ -103,8 +106,24 @@ OBSTACLES: dict[str, Callable[[], str | None]] = {
 
 
 def _obstacle(item: pytest.Item) -> str | None:
-    found = (OBSTACLES[m.name]() for m in item.iter_markers() if m.name in OBSTACLES)
-    return next(filter(None, found), None)
+    """Which tests cannot run here that this one belongs to, and why; None when it can."""
+    for marker in item.iter_markers():
+        if marker.name in OBSTACLES and (reason := OBSTACLES[marker.name]()):
+            return f"{marker.name} tests ({reason})"
+    return None
+
+
+def _one_case_each(items: list[pytest.Item]) -> list[pytest.Item]:
+    """One case of each test function: any, but the same in every run and on every worker."""
+    cases: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    return [group[crc32(name.encode()) % len(group)] for name, group in cases.items()]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add `--short`."""
+    parser.addoption("--short", action="store_true", help="run one case of each parametrized test")
 
 
 def pytest_configure() -> None:
@@ -113,21 +132,42 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+NOT_RUN = pytest.StashKey[Counter[str]]()  # what was asked for and left out -> how many tests
+
+
 @pytest.hookimpl(trylast=True)  # after -m and -k: only tests that were asked for are looked at
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect what cannot run; the closing lines name it."""
-    left_out = [item for item in items if _obstacle(item)]
-    if left_out:
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in left_out]
+    """Deselect what cannot run, or need not; the closing lines name it."""
+    obstacles = [_obstacle(item) for item in items]
+    not_run = Counter(filter(None, obstacles))
+    able = [item for item, obstacle in zip(items, obstacles, strict=True) if obstacle is None]
+    kept = _one_case_each(able) if config.option.short else able
+    if further := len(able) - len(kept):
+        not_run[f"further cases of parametrized tests (--short, -m {config.option.markexpr!r})"] = (
+            further
+        )
+    config.stash[NOT_RUN] = not_run
+    if not_run:
+        config.hook.pytest_deselected(items=list(set(items).difference(kept)))
+        items[:] = kept
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Tell the process that prints the summary, under pytest-xdist, what was left out."""
+    if (output := getattr(session.config, "workeroutput", None)) is not None:
+        output["not_run"] = dict(session.config.stash.get(NOT_RUN, {}))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Hear it: every worker collects the same tests, so the last one's account is all of it."""
+    if not_run := getattr(node, "workeroutput", {}).get("not_run"):
+        node.config.stash[NOT_RUN] = Counter(not_run)
 
 
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    """Name each kind of test that this run had to leave out."""
-    for marker, obstacle in OBSTACLES.items():
-        if f"not {marker}" in config.option.markexpr:
-            continue  # left out by choice
-        if reason := obstacle():
-            terminalreporter.write_line(f"NOT RUN HERE: {marker} tests ({reason})", yellow=True)
+    """Name each kind of test that was asked for and left out."""
+    for what, count in sorted(config.stash.get(NOT_RUN, {}).items()):
+        terminalreporter.write_line(f"NOT RUN HERE: {count} {what}", yellow=True)
