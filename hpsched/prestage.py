@@ -33,9 +33,11 @@ SWEEP_WEIGHT_DECAY = 1e-4
 LONE_WEIGHT_DECAYS = (1e-4, 1e-3, 1e-5)
 SWEEP_STEPS = 100
 #: Range tests run again, further out, because their range missed the action, and how much further
-#: in rate and, at most, in steps.
+#: in rate.
 EXTENSIONS = 2
-FURTHER, LONGEST = 100.0, 2.0
+FURTHER = 100.0
+#: How many times longer a sweep gets at most: further out, or because those before say nothing.
+LONGEST = 2.0
 #: Of the study's budget in full cycles, what range tests may take (but one is always run).
 RANGE_TEST_SHARE = 0.05
 SHORTEST_SWEEP = 20
@@ -270,16 +272,19 @@ def _extended(options: Mapping[str, Any], own: Sequence[SweepRecord]) -> tuple[f
     """First rate, last rate and steps of the next sweep: further out where one missed the action.
 
     Steps grow with the decades, so that the curve stays as fine, but not beyond twice as many.
+    Twice as many it has, too, where those before say nothing together though none missed the
+    action: a descent that drowns in noise shows in a longer sweep (docs/calibration.md).
     """
     start, end = float(options["start_lr"]), float(options["end_lr"])
     if not options["extend"]:
         return start, end, options["num_iter"]
     decades = math.log(end / start)
-    for record in own:
-        missed = evidence.range_test(record).missed
-        start = min(start, record.lrs[0] / FURTHER if missed == "low" else start)
-        end = max(end, record.lrs[-1] * FURTHER if missed == "high" else end)
-    longer = min(math.log(end / start) / decades, LONGEST)
+    missed = [evidence.range_test(record).missed for record in own]
+    for record, side in zip(own, missed, strict=True):
+        start = min(start, record.lrs[0] / FURTHER if side == "low" else start)
+        end = max(end, record.lrs[-1] * FURTHER if side == "high" else end)
+    drowned = not any(missed) and evidence.doubt(own) is not None
+    longer = LONGEST if drowned else min(math.log(end / start) / decades, LONGEST)
     return start, end, round(options["num_iter"] * longer)
 
 

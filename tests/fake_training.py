@@ -27,6 +27,7 @@ class Optimizer:
 class FakeTraining:
     best_lr: float = 0.3
     noise: float = 0.01
+    loss_noise: float = 0.02
     horizon: int = 900
     edge: float = math.inf  # divergence; 8 × best_lr when that is lower
     calls: list[tuple[str, int, float]] = field(default_factory=list)
@@ -42,7 +43,7 @@ class FakeTraining:
         progress, burst, broken = 0.0, 0.0, False
         edge = min(8 * self.best_lr, self.edge)
         for _ in range(cycle.total_steps):
-            loss = 0.3 + 2.0 * math.exp(-0.15 * progress) + 0.02 * rng.standard_normal() + burst
+            loss = 0.3 + 2.0 * math.exp(-0.15 * progress) + self.loss_noise * rng.standard_normal() + burst
             lr = optimizer.param_groups[0]["lr"]  # its effect shows at the next step
             progress += lr / self.best_lr
             burst = 5.0 * (lr / edge) ** 2 if lr > edge else 0.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -29,7 +31,7 @@ def network(hidden: int = 64) -> nn.Module:
     return nn.Sequential(nn.Linear(20, hidden), nn.ReLU(), nn.Linear(hidden, 10))
 
 
-def replicates(data: Batches, model: nn.Module | None = None, **options: float) -> list[RangeTest]:
+def replicates(data: Batches, model: nn.Module | None = None, **options: Any) -> list[RangeTest]:
     """Three range tests; a new model for each seed unless one is given."""
     found = []
     for seed in range(3):
@@ -37,7 +39,7 @@ def replicates(data: Batches, model: nn.Module | None = None, **options: float) 
         tested = model or network()
         optimizer = torch.optim.SGD(tested.parameters(), lr=0.1, momentum=0.9)
         shuffled = [data[i] for i in torch.randperm(len(data))]
-        found.append(lr_range_test(tested, optimizer, F.cross_entropy, shuffled, **options))  # type: ignore[arg-type]
+        found.append(lr_range_test(tested, optimizer, F.cross_entropy, shuffled, **options))
     return found
 
 
@@ -93,15 +95,18 @@ def test_pure_noise_is_refused() -> None:
     refuses([lr_range_test(model, optimizer, noise, blobs()) for _ in range(3)], "never falls")
 
 
-def test_shuffled_labels_are_refused() -> None:
+@pytest.mark.parametrize("num_iter", [100, 200])  # as a study sweeps, and when that says nothing
+def test_shuffled_labels_are_refused(num_iter: int) -> None:
     torch.manual_seed(1)
     linear = nn.Linear(20, 10)
     nn.init.zeros_(linear.weight)
     nn.init.zeros_(linear.bias)
-    refuses(replicates(blobs(shuffled=True, batches=300), linear), "never falls")
+    data = blobs(shuffled=True, batches=300)
+    refuses(replicates(data, linear, num_iter=num_iter), "never falls")
 
 
-def test_a_converged_model_is_refused() -> None:
+@pytest.mark.parametrize("num_iter", [100, 200])
+def test_a_converged_model_is_refused(num_iter: int) -> None:
     data = blobs()
     torch.manual_seed(0)
     model = network()
@@ -111,7 +116,7 @@ def test_a_converged_model_is_refused() -> None:
             optimizer.zero_grad()
             F.cross_entropy(model(x), y).backward()
             optimizer.step()
-    refuses(replicates(data, model), "never falls")
+    refuses(replicates(data, model, num_iter=num_iter), "never falls")
 
 
 @pytest.mark.parametrize(

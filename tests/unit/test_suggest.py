@@ -177,6 +177,32 @@ def test_a_sweep_that_the_user_chose_is_not_extended(options: dict[str, Any]) ->
     assert len({sweep.lrs for sweep in sweeps}) == 1
 
 
+@pytest.mark.parametrize(
+    ("loss_noise", "steps", "clear"),
+    [
+        (0.02, [100, 100, 100], [True, True, True]),
+        (1.0, [100, 200, 100], [False, True, True]),
+        (20.0, [100, 200, 200], [False, False, False]),  # not without end
+    ],
+)
+def test_sweeps_that_say_nothing_are_followed_by_longer_ones(
+    loss_noise: float, steps: list[int], clear: list[bool]
+) -> None:
+    study = new_study()
+    study.optimize(objective(FakeTraining(loss_noise=loss_noise)), n_trials=5)
+    sweeps = [sweep for trial in study.trials if (sweep := records.sweep(trial))]
+    assert [len(sweep.lrs) for sweep in sweeps] == steps
+    assert [evidence.doubt(sweeps[:n]) is None for n in (1, 2, 3)] == clear
+
+
+def test_longer_sweeps_stay_within_the_budget() -> None:
+    study = new_study()
+    study.set_user_attr(records.SETTINGS, {"objective": "x:y", "seed": 0, "cycles": 8})
+    study.optimize(objective(FakeTraining(loss_noise=20.0)), n_trials=5)
+    sweeps = [sweep for trial in study.trials if (sweep := records.sweep(trial))]
+    assert [len(sweep.lrs) for sweep in sweeps] == [100, 200]  # of 360
+
+
 def test_a_narrow_range_does_not_make_long_sweeps() -> None:
     study = new_study()
     study.optimize(
