@@ -6,6 +6,7 @@ import importlib.util
 import os
 import signal
 import socket
+import time
 from collections import Counter
 from collections.abc import Callable
 from functools import cache
@@ -26,6 +27,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 hypothesis.settings.register_profile("hpsched", deadline=None)
 hypothesis.settings.load_profile("hpsched")
 
+BEGUN = time.monotonic()
 MARIADB = ("127.0.0.1", 3306)
 BENCH = ("torch_lr_finder", "fastai", "lightning", "neps", "prodigyopt", "schedulefree", "smac")
 FRAMEWORKS = (
@@ -122,8 +124,11 @@ def _one_case_each(items: list[pytest.Item]) -> list[pytest.Item]:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add `--short`."""
+    """Add `--short` and `--stop-after`."""
     parser.addoption("--short", action="store_true", help="run one case of each parametrized test")
+    parser.addoption(
+        "--stop-after", type=float, metavar="SECONDS", help="begin no further test after this time"
+    )
 
 
 def pytest_configure() -> None:
@@ -150,6 +155,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not_run:
         config.hook.pytest_deselected(items=list(set(items).difference(kept)))
         items[:] = kept
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what there is no time for; it is listed like any skipped test."""
+    limit = item.config.option.stop_after
+    if limit is not None and time.monotonic() - BEGUN > limit:
+        pytest.skip(f"no time left of {limit:.0f} seconds")
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
