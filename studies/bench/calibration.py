@@ -372,23 +372,18 @@ def score_task(task: Task) -> Row:
     if len(studies) < PRE_STAGES:
         raise UsageError(f"{task.name} was not run with these rules: calibration run --tasks …")
     by_rule: dict[str, list[float | None]] = {}
-    ours = []
     for row in stages:
         for name, centre in suggestions(task, row).items():
             by_rule.setdefault(name, []).append(centre)
-        found = pool(pre_stages(row), task.total_steps)
-        window, interval = (found.low, found.high), found.interval
-        ours.append({
-            "centre": found.centre, "window": window, "interval": interval,
-            "reliable": found.reliable,
-        })  # fmt: skip
+    swept = [row["prior"] for row in studies]
+    by_rule["hpsched, in a study"] = [p["centre"] if p["reliable"] else None for p in swept]
     by_rule["hpsched, refined"] = [row["refined"]["centre"] for row in studies]
     return {
         "task": task.name,
         "best": [rate(best.indices[0]), rate(best.indices[-1])],
         "noise": best.noise,
         "rules": {name: _summary(best, centres) for name, centres in by_rule.items()},
-        "sweeps": {**_windows(best, ours), "interval covers": _interval_covers(ours)},
+        "sweeps": {**_windows(best, swept), "interval covers": _interval_covers(swept)},
         "refined": {
             **_windows(best, [row["refined"] for row in studies]),
             "sweep cost": statistics.fmean(row["sweep_cost"] for row in studies),
@@ -421,7 +416,8 @@ def _log(whole: Row) -> None:
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     ).stdout.strip()
-    ours = {name: whole["rules"][name] for name in ("hpsched", "hpsched, refined")}
+    names = ("hpsched", "hpsched, in a study", "hpsched, refined")
+    ours = {name: whole["rules"][name] for name in names}
     changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", "hpsched"], check=False)
     commit += "-dirty" if changed.returncode else ""
     line = {"date": f"{datetime.now():%Y-%m-%d %H:%M}", "commit": commit, "split": whole["split"]}
@@ -445,7 +441,7 @@ def tasks_table(whole: Row) -> list[list[str]]:
     rows = [["task", "best max_lr", *half, "interval", *half, "cost"]]
     for row in whole["tasks"]:
         cells: list[str] = []
-        for name, part in (("hpsched", "sweeps"), ("hpsched, refined", "refined")):
+        for name, part in (("hpsched, in a study", "sweeps"), ("hpsched, refined", "refined")):
             errors, windows = row["rules"][name], row[part]
             given = errors["median"] is not None
             cells += [f"{errors['median']:.2f}", f"{errors['worst']:.2f}"] if given else ["–", "–"]

@@ -360,6 +360,18 @@ def test_hpsched_names_after_range_test_and_short_cycles_already() -> None:
     assert one.named[-1][0] > 1
 
 
+@pytest.mark.parametrize("name", ["oracle-rate", "oracle-rate-and-decay"])
+def test_the_oracles_know_the_best_rate_and_pay_nothing(name: str) -> None:
+    one = race()
+    METHODS[name](one)
+    ((cost, _, recipe),) = one.named
+    assert cost == one.spent == 0
+    assert abs(math.log2(recipe["max_lr"] / 0.3)) < 0.75
+    # The planted best is κ = 0.3: a weight decay of 1.7e-3 here, 1e-4 as people leave it.
+    assert recipe["weight_decay"] == pytest.approx(1e-4 if name == "oracle-rate" else 1e-3)
+    assert not set(one.task.seeds) & {*range(1_000_000, 1_000_005), one.next_seed()}  # type: ignore[attr-defined]
+
+
 # ------------------------------------------------------------------ what the rows say
 
 
