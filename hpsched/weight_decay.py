@@ -48,12 +48,14 @@ class RangeTests:
 
     Args:
         tests: One per weight decay and replicate.
+        total_steps: Optimizer steps of the training that max_lr is for. Default: the tests' own.
 
     Raises:
         UsageError: No tests.
     """
 
     tests: tuple[RangeTest, ...]
+    total_steps: int | None = None
 
     def __post_init__(self) -> None:
         """Take a list too."""
@@ -74,7 +76,7 @@ class RangeTests:
     @cached_property
     def proposal(self) -> Proposal:
         """Pooled window for max_lr at the chosen weight decay, or of all sweeps without one."""
-        return pool(self.chosen)
+        return pool(self.chosen, self.total_steps)
 
     @property
     def chosen(self) -> tuple[RangeTest, ...]:

@@ -79,12 +79,13 @@ def lr_find(
         "validate_every": validate_every, "stop_diverged": not no_stop, "seed": seed,
     }  # fmt: skip
     tests = _sweep(train, function, options)
-    chosen = RangeTests(tests=tuple(tests)) if len(decays or ()) > 1 else None
-    found = proposal.pool(chosen.chosen if chosen else tests, total_steps)
+    several = len(decays or ()) > 1
+    chosen = RangeTests(tests=tuple(tests), total_steps=total_steps) if several else None
+    found = chosen.proposal if chosen else proposal.pool(tests, total_steps)
     data = _reading(tests, found, chosen, total_steps)
     show(data, format, lambda: _lr_table(data))
     if output is not None:
-        _write_sweeps(output, tests, found, data)
+        _write_sweeps(output, tests, found, chosen, data)
         hint(f"Wrote {escape(str(output))}")
     for line in verdict(tests, found):
         hint(line)
@@ -193,7 +194,11 @@ def _lr_table(data: dict[str, Any]) -> Table:
 
 
 def _write_sweeps(
-    output: Path, tests: list[RangeTest], found: Proposal, data: dict[str, Any]
+    output: Path,
+    tests: list[RangeTest],
+    found: Proposal,
+    chosen: RangeTests | None,
+    data: dict[str, Any],
 ) -> None:
     """Write the figure, or with ``.json`` the raw curves beside what they say."""
     from hpsched.figure_files import write_figure, write_file
@@ -201,10 +206,8 @@ def _write_sweeps(
     if output.suffix.lower() != ".json":
         from hpsched.range_test_figure import range_test_figure
 
-        decay = data["weight_decay"]
-        best = f"Weight decay {rate_text(decay)}, max_lr around {rate_text(found.centre)}"
-        title = None if decay is None or not found.reliable else best
-        return write_figure(range_test_figure(tests, found, title), output)
+        figure = chosen.figure() if chosen else range_test_figure(tests, found)
+        return write_figure(figure, output)
     raw = [
         {**row, "lrs": test.lrs, "losses": test.losses, "validation": dict(test.validation)}
         for row, test in zip(data["replicates"], tests, strict=True)
