@@ -2,6 +2,8 @@
 
     python -m studies.bench.calibration run                  # about an hour of two cores, resumable
     python -m studies.bench.calibration score --split tuning
+    python -m studies.bench.calibration run --only-studies   # after a change of the rules …
+    python -m studies.bench.calibration refresh docs/data/calibration-reporting.json
 
 ``run`` measures, and saves each measurement as it comes:
 
@@ -212,20 +214,27 @@ def _grid_jobs(task: Task, indices: Iterable[int], seeds: Iterable[int]) -> list
     ]
 
 
-def run(names: Sequence[str], processes: int, studies: bool = True) -> None:
-    """Measure all that is missing; interrupt and start again at will."""
+def run(names: Sequence[str], processes: int, studies: bool = True, rest: bool = True) -> None:
+    """Measure all that is missing; interrupt and start again at will.
+
+    Args:
+        names: Of the tasks.
+        processes: To measure in.
+        studies: Also what depends on the rules.
+        rest: Also what does not.
+    """
     with ProcessPoolExecutor(processes) as pool:
         for name in names:
             task, results = TASKS[name], Results(name)
-            while jobs := _wanted(task, results):
+            while rest and (jobs := _wanted(task, results)):
                 _measure_all(pool, jobs, results)
-            print(f"{name}: {best_set(results.grid())}", flush=True)
-            if studies:  # last: only they depend on the rules
+            if studies:
                 jobs = [
                     {"task": name, "kind": "study", "seed": seed, "rules": RULES}
                     for seed in range(PRE_STAGES)
                 ]
                 _measure_all(pool, results.missing(jobs), results)
+            print(f"{name}: {best_set(results.grid()) if rest else 'studies done'}", flush=True)
 
 
 def _measure_all(pool: ProcessPoolExecutor, jobs: Sequence[Row], results: Results) -> None:
@@ -367,25 +376,36 @@ def score_task(task: Task) -> Row:
     """All rules on one task."""
     results = Results(task.name)
     best = best_set(results.grid())
-    stages = [row for row in results.rows if row["kind"] == "sweep"]
-    studies = [row for row in results.rows if row.get("rules") == RULES]
-    if len(studies) < PRE_STAGES:
-        raise UsageError(f"{task.name} was not run with these rules: calibration run --tasks …")
     by_rule: dict[str, list[float | None]] = {}
-    for row in stages:
+    for row in (row for row in results.rows if row["kind"] == "sweep"):
         for name, centre in suggestions(task, row).items():
             by_rule.setdefault(name, []).append(centre)
-    swept = [row["prior"] for row in studies]
-    by_rule["hpsched, in a study"] = [p["centre"] if p["reliable"] else None for p in swept]
-    by_rule["hpsched, refined"] = [row["refined"]["centre"] for row in studies]
-    return {
+    found = {
         "task": task.name,
         "best": [rate(best.indices[0]), rate(best.indices[-1])],
         "noise": best.noise,
         "rules": {name: _summary(best, centres) for name, centres in by_rule.items()},
+    }
+    return _with_studies(found, best)
+
+
+def _with_studies(found: Row, best: BestSet) -> Row:
+    """The scores of a task with those of the studies that were run with these rules."""
+    studies = [row for row in Results(found["task"]).rows if row.get("rules") == RULES]
+    if len(studies) < PRE_STAGES:
+        raise UsageError(f"{found['task']} was not run with these rules: calibration run --tasks …")
+    swept, refined = ([row[part] for row in studies] for part in ("prior", "refined"))
+    theirs = {
+        "hpsched, in a study": [p["centre"] if p["reliable"] else None for p in swept],
+        "hpsched, refined": [p["centre"] for p in refined],
+    }
+    ours = {name: _summary(best, centres) for name, centres in theirs.items()}
+    return {
+        **found,
+        "rules": {**found["rules"], **ours},
         "sweeps": {**_windows(best, swept), "interval covers": _interval_covers(swept)},
         "refined": {
-            **_windows(best, [row["refined"] for row in studies]),
+            **_windows(best, refined),
             "sweep cost": statistics.fmean(row["sweep_cost"] for row in studies),
             "cycle cost": statistics.fmean(row["cycle_cost"] for row in studies),
         },
@@ -394,7 +414,21 @@ def score_task(task: Task) -> Row:
 
 def score(split: str) -> Row:
     """Score all tasks of a split, and log it: reporting tasks only rarely."""
-    found = [score_task(task) for task in CALIBRATED if task.split == split]
+    return _scored(split, [score_task(task) for task in CALIBRATED if task.split == split])
+
+
+def refresh(earlier: Row) -> Row:
+    """Earlier scores with studies of these rules: grid and sweeps do not depend on rules."""
+    found = []
+    for row in earlier["tasks"]:
+        low, high = (round(2 * math.log2(edge)) for edge in row["best"])
+        best = BestSet(tuple(range(low, high + 1)), math.nan, row["noise"])
+        found.append(_with_studies(row, best))
+    return _scored(earlier["split"], found)
+
+
+def _scored(split: str, found: Sequence[Row]) -> Row:
+    """Over all tasks, and logged."""
     over_tasks = {}
     for name in found[0]["rules"]:
         rows = [row["rules"][name] for row in found if row["rules"][name]["median"] is not None]
@@ -477,18 +511,25 @@ def main() -> None:
     measure.add_argument(
         "--no-studies", action="store_true", help="only what does not depend on the rules"
     )
+    measure.add_argument("--only-studies", action="store_true", help="only what does")
     judge = commands.add_parser("score", help="errors of all rules, in octaves")
     judge.add_argument("--split", choices=["tuning", "reporting"], required=True)
     judge.add_argument("--output", type=Path, help="write the scores as JSON")
     judge.add_argument("--markdown", action="store_true", help="print tables for the docs")
+    again = commands.add_parser("refresh", help="scores with studies of the rules as they are")
+    again.add_argument("scores", type=Path, help="JSON that score wrote; it is written anew")
+    again.add_argument("--markdown", action="store_true", help="print tables for the docs")
     args = parser.parse_args()
     if args.command == "run":
-        run(args.tasks, args.processes, not args.no_studies)
+        run(args.tasks, args.processes, not args.no_studies, not args.only_studies)
         return
-    found = score(args.split)
+    if args.command == "refresh":
+        found, output = refresh(json.loads(args.scores.read_text())), args.scores
+    else:
+        found, output = score(args.split), args.output
     _show(found, args.markdown)
-    if args.output:
-        args.output.write_text(json.dumps(found, indent=1) + "\n")
+    if output:
+        output.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":
