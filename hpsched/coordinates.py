@@ -131,22 +131,41 @@ class Coordinates:
         recipe = replace(self.recipe, fixed={**self.recipe.fixed, **given}, space=space)
         return replace(self, recipe=recipe)
 
-    def standard(
-        self, kappa: float = STANDARD_KAPPA, max_lr: float | None = None
-    ) -> dict[str, float]:
-        """Field → value of the standard recipe, at the proposed rate unless told otherwise."""
-        wanted = {**STANDARD_RECIPE, "max_lr": max_lr or self.centre, **self.recipe.fixed}
+    def standard(self, kappa: float | None = None, max_lr: float | None = None) -> dict[str, float]:
+        """Field → value of the standard recipe, at the proposed rate unless told otherwise.
+
+        In a study that begins like another, of the recipe that was best there.
+        """
+        guess = self.recipe.guess
+        shape = {field: guess.get(field, value) for field, value in STANDARD_RECIPE.items()}
+        wanted = {**shape, "max_lr": max_lr or self.centre, **self.recipe.fixed}
         values = {**wanted, "weight_decay": self.recipe.fixed.get("weight_decay", 0.0)}
         if "weight_decay" in self.recipe.space:
-            values["weight_decay"] = (
-                COUPLED_DECAY if self.optimizer in COUPLED else kappa / self._unit(wanted)
-            )
+            if self.optimizer in COUPLED:
+                values["weight_decay"] = guess.get("weight_decay", COUPLED_DECAY)
+            else:
+                kappa = guess.get("kappa", STANDARD_KAPPA) if kappa is None else kappa
+                values["weight_decay"] = kappa / self._unit(wanted)
         return {field: self._clip(field, values[field]) for field in self.recipe.space}
 
     def space_of(self, field: str) -> tuple[float, float, bool]:
         """(low, high, log) of a field as it is searched."""
         dist = cast(FloatDistribution, self.space()[self.recipe.name(field)])
         return dist.low, dist.high, dist.log
+
+    def guess_of(self, values: Mapping[str, float]) -> dict[str, float]:
+        """A recipe (field → value) as the first guess of another study of the same model.
+
+        In units that carry over to another horizon or batch size: see :attr:`RecipeSpace.guess`.
+        """
+        guess = {field: values[field] for field in STANDARD_RECIPE}
+        if self.evidence is not None and self.evidence.prior.reliable:
+            guess["max_lr"] = values["max_lr"] / self.evidence.prior.centre
+        if self.optimizer in COUPLED:
+            guess["weight_decay"] = values["weight_decay"]
+        else:
+            guess["kappa"] = values["weight_decay"] * self._unit(values)
+        return guess
 
     def refining(self, k: int) -> float:
         """max_lr of the k-th refining trial: a quantile of what is believed by then."""

@@ -35,7 +35,8 @@ class Evidence:
     Attributes:
         proposal: Centre and window for max_lr: range tests, and complete cycles where there are.
         prior: What the range tests alone say.
-        start: The prior, moved by what complete cycles taught in other contexts.
+        start: The prior, moved by what complete cycles taught in other contexts and, where the
+            study begins like another, by what they taught there.
         runs: The complete cycles of the refining trials that went in.
         momentum_name: ``momentum``, ``beta1`` or ``none``: what the user's optimizer has.
         optimizer: Its class name.
@@ -69,15 +70,23 @@ def of(
     cycles = _cycles(trials, directions[0])
     runs = _runs(cycles, recipe)
     moves = [
-        _refined(other.prior, theirs).centre / other.prior.centre
+        _refined(first := _guessed(other.prior, space), theirs).centre / first.centre
         for key, space in {r.context_key: r for _, r, _ in cycles}.items()
         if key != recipe.context_key
         and len(theirs := _runs(cycles, space)) > 1
         and (other := pool([s for s in every if s.context_key == key], space.total_steps))
     ]
     # One more than there are, for the context's own part.
-    start = found.prior.moved(math.prod(moves) ** (1 / (len(moves) + 1))) if moves else found.prior
+    start = _guessed(found.prior, recipe)
+    if moves:
+        start = start.moved(math.prod(moves) ** (1 / (len(moves) + 1)))
     return replace(found, proposal=_refined(start, runs), start=start, runs=runs)
+
+
+def _guessed(prior: Proposal, recipe: RecipeSpace) -> Proposal:
+    """The proposal, moved to where the study that this one begins like ended."""
+    known = prior.reliable and "max_lr" in recipe.guess
+    return prior.moved(recipe.guess["max_lr"]) if known else prior
 
 
 def bears(trial: FrozenTrial) -> bool:

@@ -6,6 +6,7 @@ Used by the figures, the report and the command line, so that one value reads th
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from hpsched import schedules
 from hpsched.ledger import Best, Candidate
@@ -35,6 +36,14 @@ def rate_text(value: float | None) -> str:
         return number(value, 2)
     digits, exponent = f"{value:.1e}".split("e")
     return f"{float(digits):g}e{int(exponent)}"
+
+
+def guess_text(guess: Mapping[str, float]) -> str:
+    """A study's first guess (``RecipeSpace.guess``) in words."""
+    said = {"kappa": "κ", "max_lr": "max_lr ×"}  # times what range tests propose
+    order = ("max_lr", "kappa", "weight_decay", *guess)
+    named = [field for field in dict.fromkeys(order) if field in guess]
+    return ", ".join(f"{said.get(field, field)} {number(guess[field], 2)}" for field in named)
 
 
 def mean_and_spread(found: Candidate) -> str:

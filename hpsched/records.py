@@ -173,6 +173,9 @@ class Settings(_Record):
             this many fresh seeds each, as far as 30 % of the budget goes.
         policy: What every recipe follows, whatever the objective asks for: ``schedule:NAME`` in a
             study that ``hpsched compare`` made; None: what the objective asks for.
+        like: The study that this one begins like; None: like the standard recipe.
+        first_guess: Where that one ended, max_lr as a multiple of what its range
+            tests proposed, weight decay as κ (``kappa``) where it is searched so.
     """
 
     objective: str
@@ -186,10 +189,19 @@ class Settings(_Record):
     confirm_top: int = 2
     confirm_seeds: int = 3
     policy: str | None = None
+    like: str | None = None
+    first_guess: dict[str, float] | None = None
 
     def check(self) -> None:  # noqa: D102
         if sum(limit is not None for limit in (self.trials, self.cycles, self.timeout)) != 1:
             raise ValueError("exactly one of trials, cycles and timeout must be set")
+        _check_guess(self.first_guess or {})
+
+
+def _check_guess(guess: Mapping[str, float]) -> None:
+    for field, value in guess.items():
+        if field not in (*FIELDS, "kappa") or not 0 <= value < math.inf:
+            raise ValueError(f"first guess of {field!r} is {value!r}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -207,6 +219,9 @@ class RecipeSpace(_Record):
             total_steps is not known.
         explicit_momentum: The caller gave momentum bounds, so an optimizer without momentum
             is an error.
+        guess: What the first guess has other than the standard recipe: fields of it, but max_lr
+            as a multiple of what range tests propose, and weight decay as ``kappa`` where it is
+            searched so.
     """
 
     prefix: str
@@ -217,11 +232,13 @@ class RecipeSpace(_Record):
     context: dict[str, Any]
     rungs: tuple[tuple[int, int], ...]
     explicit_momentum: bool = False
+    guess: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def check(self) -> None:  # noqa: D102
         for field, (low, high, _log) in self.space.items():
             if field not in FIELDS or not low <= high:
                 raise ValueError(f"space of {field!r} is {low!r} to {high!r}")
+        _check_guess(self.guess)
 
     def name(self, field: str) -> str:
         """The parameter's name in ``trial.params``."""

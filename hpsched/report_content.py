@@ -16,7 +16,7 @@ from hpsched import records
 from hpsched.coordinates import Coordinates
 from hpsched.figure_data import cell_text, ranked
 from hpsched.ledger import Best, Candidate, Cost, Run, optimizer_name
-from hpsched.present import duration, mean_and_spread, number, torch_snippet
+from hpsched.present import duration, guess_text, mean_and_spread, number, torch_snippet
 from hpsched.records import RecipeSpace
 from hpsched.summary import Summary
 
@@ -246,6 +246,8 @@ def settings(summary: Summary) -> dict[str, str]:
         return {}
     shown = {key: value for key, value in summary.settings.to_json().items() if value is not None}
     said = {key: cell_text(value) for key, value in shown.items()}
+    if summary.settings.first_guess is not None:
+        said["first_guess"] = guess_text(summary.settings.first_guess)
     run = _confirmed(summary.runs) if summary.progress == 1.0 else {}
     differ = {key: count for key, count in run.items() if count != said[key]}
     return said | {key: f"asked {said[key]}, run {count}" for key, count in differ.items()}

@@ -150,7 +150,7 @@ def _refining_note(summary: Summary, where: Coordinates, found: Evidence) -> str
     if found.proposal == found.prior:
         return f"{note} say no more than the range tests yet."
     note += (
-        f" put the standard recipe's best max_lr at {rate_text(found.proposal.centre)}, and with "
+        f" put the first recipe's best max_lr at {rate_text(found.proposal.centre)}, and with "
         f"90 % certainty between {rate_text(low)} and {rate_text(high)}; the range tests {said}. "
         "That shorter cycles like higher rates is counted in. Other momenta and weight decays may "
         "like another rate."

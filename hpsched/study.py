@@ -28,6 +28,7 @@ from hpsched.ledger import Best
 from hpsched.pruner import CyclePruner
 from hpsched.records import Settings, WorkerRecord
 from hpsched.sampler import OneCycleSampler
+from hpsched.schedules import CLASSIC
 from hpsched.storage import clock, open_storage
 
 DEFAULT_CYCLES = 20.0
@@ -62,6 +63,7 @@ def create_study(
     confirm_top: int = 2,
     confirm_seeds: int = 3,
     policy: str | None = None,
+    like: Study | None = None,
     skip_if_exists: bool = False,
 ) -> Study:
     """Create a study that workers can attach to by name alone.
@@ -83,6 +85,8 @@ def create_study(
         confirm_top, confirm_seeds: Recipes confirmed at the end, and fresh seeds for each.
         policy: ``schedule:NAME`` makes every recipe follow that schedule instead of one-cycle, to
             compare with (:mod:`hpsched.compare`).
+        like: Begin with the best recipe of this study of the same model, in units that carry over
+            to another horizon or batch size: its distance from the range tests' rate, its κ.
         skip_if_exists: Return the existing study of that name instead of refusing.
 
     Raises:
@@ -102,6 +106,8 @@ def create_study(
         confirm_top=confirm_top,
         confirm_seeds=confirm_seeds,
         policy=policy,
+        like=None if like is None else like.study_name,
+        first_guess=None if like is None else first_guess(like),
     )
     if direction not in ("minimize", "maximize"):
         raise UsageError(f"direction={direction!r}: 'minimize' or 'maximize'.")
@@ -272,6 +278,31 @@ def best(study: Study) -> Best:
             f"{_go_on(study)}."
         )
     return named
+
+
+def first_guess(study: Study) -> dict[str, float]:
+    """The study's best recipe in units that carry over to other studies of the same model.
+
+    Returns:
+        max_lr as a multiple of what the study's range tests proposed, weight decay as κ
+        (``kappa``; as it is for optimizers that normalise it away), the other fields as they are.
+
+    Raises:
+        UsageError: No trial has finished a full cycle; several objectives; its recipes follow
+            another schedule than one-cycle.
+    """
+    number = best(study).number
+    trials = study.get_trials(deepcopy=False)
+    recipe = next(records.recipe_spaces(trials[number]))
+    if recipe.policy.startswith(CLASSIC):
+        raise UsageError(
+            f"Study {study.study_name!r} follows {recipe.policy!r}: its recipes say nothing of "
+            "one-cycle. Begin like a study without --policy, or like none."
+        )
+    values = recipe.values(trials[number].params)
+    assert values is not None
+    found = coordinates(trials, recipe, study.directions).guess_of(values)
+    return {field: float(f"{value:.6g}") for field, value in found.items()}
 
 
 def proposed(study: Study) -> dict[str, float] | None:

@@ -120,7 +120,8 @@ def suggest_onecycle(
         "weight_decay": weight_decay,
     }
     _check_momenta(given)
-    policy = _study_policy(trial) or policy
+    told = _study_settings(trial)
+    policy = told.get("policy") or policy
     if policy.startswith(schedules.CLASSIC):
         given |= _held(given)
         schedules.follow(1, policy=policy, max_lr=1.0, max_momentum=0.0)  # refuses unknown names
@@ -138,6 +139,7 @@ def suggest_onecycle(
         context=dict(context or {}),
         rungs=rung_ladder(total_steps, rungs, reduction_factor, min_steps),
         explicit_momentum=base_momentum is not BASE_MOMENTUM or max_momentum is not MAX_MOMENTUM,
+        guess=told.get("first_guess") or {},
     )
     _check_collision(trial, recipe)
     trial.set_user_attr(records.recipe_attr(prefix), recipe.to_json())
@@ -679,12 +681,11 @@ def _value_of(cycle: Cycle, train: Train) -> float:
     return outcome.value  # type: ignore[no-any-return]
 
 
-def _study_policy(trial: BaseTrial) -> str | None:
-    """What every recipe of the trial's study follows, if its settings say so."""
+def _study_settings(trial: BaseTrial) -> Mapping[str, Any]:
+    """The settings of the trial's study, as they are stored; empty where it has none."""
     if not isinstance(trial, optuna.trial.Trial):
-        return None
-    policy = trial.study.user_attrs.get(records.SETTINGS, {}).get("policy")
-    return None if policy is None else str(policy)
+        return {}
+    return dict(trial.study.user_attrs.get(records.SETTINGS, {}))
 
 
 def _held(given: Mapping[str, Range]) -> dict[str, Range]:

@@ -43,7 +43,8 @@ class FakeTraining:
         progress, burst, broken = 0.0, 0.0, False
         edge = min(8 * self.best_lr, self.edge)
         for _ in range(cycle.total_steps):
-            loss = 0.3 + 2.0 * math.exp(-0.15 * progress) + self.loss_noise * rng.standard_normal() + burst
+            loss = 0.3 + 2.0 * math.exp(-0.15 * progress) + burst
+            loss += self.loss_noise * rng.standard_normal()
             lr = optimizer.param_groups[0]["lr"]  # its effect shows at the next step
             progress += lr / self.best_lr
             burst = 5.0 * (lr / edge) ** 2 if lr > edge else 0.0

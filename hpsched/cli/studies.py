@@ -36,7 +36,7 @@ from hpsched.cli.app import (
 from hpsched.cli.screen import best_table, is_live, status_line, status_screen, value_text
 from hpsched.cli.sparkline import Seen
 from hpsched.errors import UsageError
-from hpsched.present import duration, number
+from hpsched.present import duration, guess_text, number
 
 if TYPE_CHECKING:
     from hpsched.summary import Summary
@@ -102,6 +102,13 @@ def create(
     ] = None,
     confirm_top: Annotated[int, option(help="Recipes to confirm at the end.")] = 2,
     confirm_seeds: Annotated[int, option(help="Fresh seeds for each of them.")] = 3,
+    like: Annotated[
+        str | None,
+        option(
+            help="Begin with the best recipe of this study of the same model, at another length "
+            "or batch size, instead of with the standard one."
+        ),
+    ] = None,
     skip_if_exists: Annotated[
         bool, option("--skip-if-exists", help="Accept an existing study, as it is.")
     ] = False,
@@ -111,7 +118,7 @@ def create(
 ) -> None:
     """Create a study: what to run, and how much of it."""
     from hpsched import objective as objectives
-    from hpsched.study import create_study
+    from hpsched.study import create_study, open_study, read_settings
 
     if check:
         objectives.load_objective(objective)
@@ -129,11 +136,15 @@ def create(
         reduction_factor=reduction_factor,
         confirm_top=confirm_top,
         confirm_seeds=confirm_seeds,
+        like=open_study(like, storage) if like is not None else None,
         skip_if_exists=skip_if_exists,
     )
     typer.echo(study.study_name)
+    settings = read_settings(study)
+    if settings is not None and settings.like is not None and settings.first_guess is not None:
+        hint(f"Begins like {escape(settings.like)}: {guess_text(settings.first_guess)}")
     if skip_if_exists:
-        _note_kept(study, objective=objective, trials=trials, cycles=cycles)
+        _note_kept(study, objective=objective, trials=trials, cycles=cycles, like=like)
     attach = command_text(f"hpsched worker attach {shlex.quote(name)}", storage)
     if plan := confirmation_plan(study):
         hint(plan)

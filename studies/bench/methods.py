@@ -36,7 +36,7 @@ from hpsched.study import enqueue_confirmation, make_sampler, proposed
 from studies.bench import peers
 from studies.bench.race import CHECKPOINTS, Race, scored
 
-Method = Callable[[Race], None]
+Method = Callable[[Race], Any]
 Space = Mapping[str, tuple[float, float, bool]]
 
 _SHAPE = {
@@ -220,7 +220,7 @@ def oracle(race: Race, decays: Sequence[float] = (1.0,)) -> None:
 # ------------------------------------------------------------------ hpsched
 
 
-def hpsched_search(race: Race, rungs: int = 3, **settings: Any) -> None:
+def hpsched_search(race: Race, rungs: int = 3, **settings: Any) -> Study:
     """A study as ``hpsched study create --cycles`` makes it, and workers as ``worker attach``."""
     told = Settings(objective="bench:task", seed=race.seed, cycles=race.budget, **settings)
     study = optuna.create_study(
@@ -259,6 +259,7 @@ def hpsched_search(race: Race, rungs: int = 3, **settings: Any) -> None:
             named()
 
     race.work(work)
+    return study
 
 
 def shifted(race: Race, octaves: float) -> None:

@@ -122,13 +122,13 @@ class Results:
         self.folder.mkdir(parents=True, exist_ok=True)
         there = {key(row) for row in self.current()}
         missing = [job for job in jobs if job not in there]
-        with ProcessPoolExecutor(processes, initializer=_prepare) as pool:
+        with ProcessPoolExecutor(processes, initializer=prepare) as pool:
             futures = [pool.submit(run_job, job) for job in missing]
             try:
                 for future in as_completed(futures):
                     row = future.result()
                     path = self.folder / f"{row['task']}.jsonl"
-                    _append(path, json.dumps(row))
+                    append(path, json.dumps(row))
                     done(row)
             except BaseException:
                 pool.shutdown(cancel_futures=True)
@@ -136,12 +136,12 @@ class Results:
         return len(jobs) - len(missing)
 
 
-def _prepare() -> None:
+def prepare() -> None:
     """Of a process that trains: a large weight decay makes denormal weights, and they are slow."""
     torch.set_flush_denormal(True)
 
 
-def _append(path: Path, line: str) -> None:
+def append(path: Path, line: str) -> None:
     """Add a line, after one that an interruption may have cut short."""
     with path.open("a+b") as file:
         if file.tell():

@@ -278,6 +278,17 @@ def test_skip_if_exists_keeps_the_study_and_says_what_differs(finished: Path) ->
     assert dump(finished) == before
 
 
+def test_a_study_may_begin_like_another(finished: Path) -> None:
+    done = run("study", "create", "longer", "-o", "light:objective", "--cycles", "7",
+               "--like", "toy", cwd=finished)  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "longer\n")
+    assert re.search(r"Begins like toy: max_lr × [\d.]+, κ [\d.]+, div_factor", done.stderr)
+    again = run("study", "create", "longer", "-o", "light:objective", "--like", "longer",
+                "--skip-if-exists", cwd=finished)  # fmt: skip
+    assert again.returncode == 2 and "no finished full cycle" in again.stderr
+    ok("study", "delete", "longer", "--yes", cwd=finished)
+
+
 @pytest.mark.parametrize("format_", ["table", "json", "yaml"])
 def test_list(finished: Path, format_: str) -> None:
     said = ok("study", "list", "-f", format_, cwd=finished)
@@ -645,6 +656,7 @@ CREATE = "study create new -o light:objective"
         wrong("study delete nope --yes", 2, "'nope'", "there are: toy", id="delete unknown study"),
         wrong("study create toy -o light:objective", 2, "'toy'", "--skip-if-exists",
               id="duplicate"),
+        wrong(f"{CREATE} --like nope", 2, "'nope'", "there are: toy", id="like an unknown study"),
         wrong("study create ' ' -o light:objective", 2, "needs a name", id="no name"),
         wrong("study list --storage sqlite:///none.db", 2, "none.db", "--storage",
               id="no database"),
