@@ -21,6 +21,7 @@ from hpsched import records, search
 from hpsched.errors import RecordError
 from hpsched.records import CycleRecord, RecipeSpace, Settings, SweepRecord
 
+FAILURES_IN_A_ROW = 3  # after which a worker gives up
 CONFIRM_SHARE = 0.3  # of the budget, at most, goes to confirmations
 SIGNIFICANCE = 0.05
 
@@ -72,6 +73,13 @@ class Run:
         return next((cycle for cycle in self.cycles if cycle.is_full), None)
 
     @property
+    def _by_itself(self) -> bool:
+        """Whether the trial came to its end without any run of ours."""
+        ours = {records.DIVERGED, records.OUT_OF_MEMORY} & set(self.trial.user_attrs)
+        ended = self.trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
+        return ended and not (self.cycles or self.sweep or self.broken or ours)
+
+    @property
     def values(self) -> dict[str, float] | None:
         """Field → value of the recipe; None until all are suggested."""
         return self.recipe.values(self.trial.params) if self.recipe else None
@@ -82,8 +90,15 @@ class Run:
         return self.trial.user_attrs.get(records.DIVERGED)
 
     def parts(self) -> dict[str, Cost]:
-        """Name of each run of ``train`` → what it cost."""
+        """Name of each run of ``train`` → what it cost.
+
+        A trial that trained without us counts as one full run: nobody counted its steps, and a
+        budget must end.
+        """
         total = (self.recipe.total_steps if self.recipe else None) or 0
+        if self._by_itself:
+            took = self.trial.duration.total_seconds() if self.trial.duration else 0.0
+            return {f"trial {self.trial.number}": Cost(steps=total, seconds=took, cycles=1.0)}
         found = {
             c.name: Cost(steps=c.steps, seconds=c.seconds, cycles=c.steps / c.total_steps)
             for c in self.cycles
@@ -117,6 +132,12 @@ def _read_run(trial: FrozenTrial) -> Run:
         cycles=tuple(read(lambda: records.cycles(trial), ())),
         broken=tuple(broken),
     )
+
+
+def fruitless(runs: Iterable[Run]) -> bool:
+    """Whether complete cycles were run, and not one of them gave a finite result."""
+    values = [cycle.value for run in runs for cycle in run.cycles]
+    return bool(values) and not any(value is not None for value in values)
 
 
 def optimizer_name(runs: Iterable[Run]) -> str:

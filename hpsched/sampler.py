@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Container, Mapping, Sequence
+from numbers import Integral
 from typing import Any, cast
 
 import numpy as np
@@ -63,7 +64,7 @@ class OneCycleSampler(BaseSampler):
         draw_seed: Seeds the TPE made here instead, for a sampler that draws a single trial.
 
     Raises:
-        UsageError: ``range_tests`` is negative.
+        UsageError: ``range_tests`` is negative; a seed that random generators do not take.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class OneCycleSampler(BaseSampler):
         seed: int | None = None,
         draw_seed: int | None = None,
     ) -> None:
+        check_seed(seed)
         if range_tests < 0:
             raise UsageError(f"range_tests={range_tests!r}: a number of replicates, 0 or more.")
         tpe_seed = seed if draw_seed is None else draw_seed
@@ -190,6 +192,17 @@ class OneCycleSampler(BaseSampler):
                     else self._base_sampler.sample_independent(view, trial, name, dist)
                 )
         return params
+
+
+def check_seed(seed: Any) -> None:
+    """Refuse what NumPy's and torch's random generators do not take.
+
+    Raises:
+        UsageError: Neither None nor a whole number from 0 to 2³² - 1.
+    """
+    whole = isinstance(seed, Integral) and not isinstance(seed, bool)
+    if seed is not None and not (whole and 0 <= seed < 2**32):
+        raise UsageError(f"seed={seed!r}: a whole number from 0 to {2**32 - 1}.")
 
 
 def find_sampler(study: Study) -> OneCycleSampler | None:

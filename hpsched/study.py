@@ -5,7 +5,6 @@ What a study means — costs, decisions, rankings — is in :mod:`hpsched.ledger
 
 from __future__ import annotations
 
-import math
 import secrets
 import shlex
 from collections.abc import Callable, Mapping
@@ -27,11 +26,13 @@ from hpsched.errors import (
 from hpsched.ledger import Best
 from hpsched.pruner import CyclePruner
 from hpsched.records import Settings, WorkerRecord
-from hpsched.sampler import OneCycleSampler
+from hpsched.sampler import OneCycleSampler, check_seed
 from hpsched.schedules import CLASSIC
 from hpsched.storage import clock, open_storage
 
 DEFAULT_CYCLES = 20.0
+LARGEST_BUDGET = 1e9  # cycles, trials or seconds: more is a slip of the pen
+LONGEST_NAME = 250  # characters; Optuna's column has 512, and links and files carry the name too
 WORKER_GONE_SECONDS = 60.0
 
 SAMPLERS: dict[str, Callable[[int | None], BaseSampler | None]] = {
@@ -111,8 +112,7 @@ def create_study(
     )
     if direction not in ("minimize", "maximize"):
         raise UsageError(f"direction={direction!r}: 'minimize' or 'maximize'.")
-    if not name.strip():
-        raise UsageError("a study needs a name, e.g. hpsched study create resnet ….")
+    _check_name(name)
     held = open_storage(storage, create=True)
     try:
         study = optuna.create_study(study_name=name, storage=held, direction=direction)  # type: ignore[arg-type]
@@ -150,20 +150,26 @@ def open_study(name: str, storage: str | None = None, *, heartbeat: bool = False
     Raises:
         StudyNotFoundError: No such study; the message lists those there are.
         StorageError: The database cannot be used.
+        RecordError: Its settings cannot be read.
     """
+    study = find_study(name, storage, heartbeat=heartbeat)
+    settings = read_settings(study)
+    study.sampler = make_sampler(settings)
+    study.pruner = CyclePruner(settings.reduction_factor if settings else None)
+    return study
+
+
+def find_study(name: str, storage: str | None = None, *, heartbeat: bool = False) -> Study:
+    """The study as Optuna loads it, whatever its settings: see :func:`open_study`."""
     held = open_storage(storage, heartbeat=heartbeat)
     try:
-        study = optuna.load_study(study_name=name, storage=held)
+        return optuna.load_study(study_name=name, storage=held)
     except KeyError:
         names = sorted(optuna.get_all_study_names(held))
         there = f"there are: {', '.join(names[:20])}" if names else "there is none yet"
         raise StudyNotFoundError(
             f"No study named {name!r} in this storage; {there}. Check --storage and the name."
         ) from None
-    settings = read_settings(study)
-    study.sampler = make_sampler(settings)
-    study.pruner = CyclePruner(settings.reduction_factor if settings else None)
-    return study
 
 
 def make_sampler(settings: Settings | None, trial: int | None = None) -> OneCycleSampler:
@@ -197,22 +203,34 @@ def read_settings(study: Study) -> Settings | None:
     return None if data is None else Settings.from_json(data, where)
 
 
+def _check_name(name: str) -> None:
+    """Raise UsageError for a name that some database or terminal cannot hold."""
+    if not name.strip():
+        raise UsageError("a study needs a name, e.g. hpsched study create resnet ….")
+    if name != name.strip() or not name.isprintable() or len(name) > LONGEST_NAME:
+        raise UsageError(
+            f"study name {name[:40]!r}{'…' if len(name) > 40 else ''}: at most {LONGEST_NAME} "
+            "printable characters, no space at either end."
+        )
+
+
 def _settings(**values: Any) -> Settings:
     limits = [key for key in ("trials", "cycles", "timeout") if values[key] is not None]
     if len(limits) > 1:
         raise UsageError(f"{' and '.join(limits)} were given: a study has one budget, choose one.")
     if not limits:
         values["cycles"] = DEFAULT_CYCLES
-    least = {"trials": 1, "cycles": 0, "timeout": 0, "range_tests": 0, "reduction_factor": 2}
-    for key, low in {**least, "confirm_top": 0, "confirm_seeds": 0}.items():
-        value = values[key]
-        if value is not None and not (
-            math.isfinite(value) and value >= low and (value or low == 0)
-        ):
-            raise UsageError(f"{key}={value!r}: must be at least {low}.")
     for key in limits:
-        if not values[key] > 0:
-            raise UsageError(f"{key}={values[key]!r}: a budget must be above 0.")
+        if not 0 < values[key] < LARGEST_BUDGET:
+            raise UsageError(
+                f"{key}={values[key]!r}: a budget must be above 0 and below {LARGEST_BUDGET:g}."
+            )
+    least = {"range_tests": 0, "reduction_factor": 2, "confirm_top": 0, "confirm_seeds": 0}
+    for key, low in least.items():
+        value = values[key]
+        if value is not None and value < low:
+            raise UsageError(f"{key}={value!r}: must be at least {low}.")
+    check_seed(values["seed"])
     if values["base_sampler"] not in SAMPLERS:
         raise UsageError(f"sampler={values['base_sampler']!r}: one of {', '.join(SAMPLERS)}.")
     if ":" not in values["objective"]:
@@ -309,14 +327,15 @@ def proposed(study: Study) -> dict[str, float] | None:
     """The recipe to use if nothing more could be run: field → value; None without a range test.
 
     It is the standard recipe at the rate that range tests and short cycles point to by now; it has
-    not been run itself.
+    not been run itself. None, too, where complete cycles were run and all of them diverged.
     """
     trials = study.get_trials(deepcopy=False)
     recipe = next((space for trial in trials for space in spaces(trial)), None)
     if recipe is None:
         return None
     where = coordinates(trials, recipe, study.directions)
-    return {**recipe.fixed, **where.standard()} if where.evidence else None
+    known = where.evidence is not None and not ledger.fruitless(ledger.read_runs(trials))
+    return {**recipe.fixed, **where.standard()} if known else None
 
 
 def _in_words(recipe: Mapping[str, float]) -> str:
@@ -336,6 +355,8 @@ def _go_on(study: Study) -> str:
     if settings is None:
         return "run study.optimize with an objective that uses hpsched.suggest_onecycle"
     runs = ledger.read_runs(study.get_trials(deepcopy=False))
+    if ledger.fruitless(runs):
+        return f"see `hpsched doctor --study {name}`: no run gave a finite result"
     if ledger.is_over(settings, runs, study.direction):
         return (
             "create another study with a larger budget, since this one's is spent (unless "
@@ -383,7 +404,7 @@ def delete_study(name: str, storage: str | None = None) -> None:
         StudyNotFoundError: No such study.
         HpschedError: A worker is still at work on it.
     """
-    study = open_study(name, storage)
+    study = find_study(name, storage)
     live = at_work(study)
     if live:
         hosts = ", ".join(f"{w.host}:{w.pid}" for w in live.values())

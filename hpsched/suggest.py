@@ -50,6 +50,10 @@ _LIMITS = {  # field: (lowest, highest, highest is allowed, log)
 }
 
 
+class Diverged(optuna.TrialPruned):
+    """A search trial gave no finite result: pruned, with the reason in its attributes."""
+
+
 class OutOfMemory(optuna.TrialPruned):
     """A search trial ran out of memory: pruned, with the reason in its attributes."""
 
@@ -575,7 +579,7 @@ class OneCycle:
         trial.set_user_attr(records.DIVERGED, reason)
         if records.CONSTRAINT not in trial.constraints:
             trial.set_constraint(records.CONSTRAINT, 1.0)
-        raise optuna.TrialPruned(f"diverged: {reason}")
+        raise Diverged(f"diverged: {reason}")
 
     def _end_out_of_memory(self, reason: str) -> NoReturn:
         trial = self._study_trial()

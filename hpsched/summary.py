@@ -7,7 +7,8 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from optuna.study import Study, StudyDirection
@@ -16,12 +17,14 @@ from optuna.trial import FrozenTrial, TrialState
 from hpsched import edges, evidence, records
 from hpsched.coordinates import Coordinates, coordinates
 from hpsched.ledger import (
+    FAILURES_IN_A_ROW,
     Best,
     Cost,
     Run,
     best_json,
     best_of,
     confirmations_planned,
+    fruitless,
     is_over,
     read_runs,
     total_cost,
@@ -174,10 +177,10 @@ def summarise(study: Study, now: float | None = None) -> Summary:
         live=live,
         best=named,
         progress=progress,
-        eta=_eta(runs, progress, now),
+        eta=_eta(settings, runs, progress, len(live), now),
         findings=tuple(_findings(runs, study.directions, settings, named)),
-        warnings=tuple(_warnings(runs, study.directions, windows, workers, named, now)),
-        next_command=_next_command(study, settings, live, over, named),
+        warnings=tuple(_warnings(runs, study.directions, windows, workers, settings, named, now)),
+        next_command=_next_command(study, settings, live, over, named, stuck=_stuck(runs)),
     )
 
 
@@ -245,15 +248,41 @@ def _progress(settings: Settings | None, runs: Sequence[Run], now: float) -> flo
         searched = sum(r.confirms is None and r.trial.state in finished for r in runs)
         return min(1.0, (searched + done) / (settings.trials + confirmations_planned(settings)))
     assert settings.timeout is not None
-    starts = [run.trial.datetime_start.timestamp() for run in runs if run.trial.datetime_start]
+    starts = _starts(runs)
     return min(1.0, (now - min(starts)) / settings.timeout) if starts else 0.0
 
 
-def _eta(runs: Sequence[Run], progress: float | None, now: float) -> float | None:
-    starts = [run.trial.datetime_start.timestamp() for run in runs if run.trial.datetime_start]
-    if not progress or not starts or progress >= 1:
+def _eta(
+    settings: Settings | None,
+    runs: Sequence[Run],
+    progress: float | None,
+    live: int,
+    now: float,
+) -> float | None:
+    """Seconds until the budget is spent, at the pace of the runs so far; None: nobody can say.
+
+    Times in which nobody worked do not count, so it takes live workers.
+    """
+    if settings is None or not progress or progress >= 1:
         return None
-    return (now - min(starts)) * (1 - progress) / progress
+    if settings.timeout is not None:
+        return max(0.0, settings.timeout - (now - min(_starts(runs))))
+    if not live:
+        return None
+    queued = sum(run.confirms is not None and not run.trial.state.is_finished() for run in runs)
+    if settings.cycles is not None:
+        spent = total_cost(runs)
+        left = max(settings.cycles - spent.cycles, queued)
+        return left * spent.seconds / spent.cycles / live if spent.cycles else None
+    assert settings.trials is not None
+    took = [run.trial.duration.total_seconds() for run in runs if run.trial.duration]
+    planned = settings.trials + confirmations_planned(settings)
+    left = max((1 - progress) * planned, queued)
+    return left * statistics.fmean(took) / live if took else None
+
+
+def _starts(runs: Sequence[Run]) -> list[float]:
+    return [run.trial.datetime_start.timestamp() for run in runs if run.trial.datetime_start]
 
 
 def _warnings(
@@ -261,12 +290,17 @@ def _warnings(
     directions: Sequence[StudyDirection],
     windows: Mapping[str, Coordinates],
     workers: Mapping[str, WorkerRecord],
+    settings: Settings | None,
     named: Best | None,
     now: float,
 ) -> Iterable[str]:
     for run in runs:
         yield from run.broken
     yield from _failure_warnings(runs)
+    if settings is not None:
+        yield from _plain_warnings(runs)
+    if fruitless(runs):
+        yield "no run has given a finite result yet: look at what train returns"
     for key in windows:
         doubt = evidence.doubt(evidence.of_context([run.trial for run in runs], key))
         if doubt:
@@ -316,7 +350,8 @@ def _findings(
 def _why(runs: Sequence[Run], direction: StudyDirection, named: Best) -> Iterable[str]:
     """What the best was named for, where its own result does not say it."""
     if named.confirmed:
-        yield f"trial {named.number} is named for its mean over {named.seeds} fresh seeds"
+        seeds = "1 fresh seed" if named.seeds == 1 else f"{named.seeds} fresh seeds"
+        yield f"trial {named.number} is named for its mean over {seeds}"
         return
     sign = 1 if direction == StudyDirection.MINIMIZE else -1
     fulls = {r.trial.number: r.full for r in runs if r.confirms is None}
@@ -326,6 +361,16 @@ def _why(runs: Sequence[Run], direction: StudyDirection, named: Best) -> Iterabl
         yield (
             f"trial {named.number} is named for what all results together let expect of it; trial "
             f"{luckiest} had the better single run ({found[luckiest]:.4g}), most of it luck"
+        )
+
+
+def _plain_warnings(runs: Sequence[Run]) -> Iterable[str]:
+    ended = (TrialState.COMPLETE, TrialState.PRUNED)
+    plain = [run.trial for run in runs if run.recipe is None and run.trial.state in ended]
+    if plain:
+        yield (
+            f"{len(plain)} trial(s), the last of them trial {plain[-1].number}, never called "
+            "hpsched.suggest_onecycle: no recipe is searched there, and each counts as a full run"
         )
 
 
@@ -343,16 +388,27 @@ def _failure_warnings(runs: Sequence[Run]) -> Iterable[str]:
         )
 
 
+def _stuck(runs: Sequence[Run]) -> bool:
+    """Whether workers gave up: the latest trials all failed, or no run gave a finite result."""
+    ended = [run.trial for run in runs if run.trial.datetime_complete]
+    ended.sort(key=lambda trial: cast(datetime, trial.datetime_complete))
+    latest = [trial.state for trial in ended[-FAILURES_IN_A_ROW:]]
+    return latest == [TrialState.FAIL] * FAILURES_IN_A_ROW or fruitless(runs)
+
+
 def _next_command(
     study: Study,
     settings: Settings | None,
     live: Mapping[str, WorkerRecord],
     over: bool,
     named: Best | None,
+    stuck: bool,
 ) -> str:
     name = shlex.quote(study.study_name)
     if settings is None or len(study.directions) > 1:
         return f"hpsched study report {name}"
+    if stuck and not live:
+        return f"hpsched doctor --study {name}"
     if not over:
         return f"hpsched study status {name} --watch" if live else f"hpsched worker attach {name}"
     if named is None:

@@ -56,7 +56,7 @@ from hpsched.errors import (
     TrialLostError,
     UsageError,
 )
-from hpsched.ledger import Next, next_move, read_runs
+from hpsched.ledger import FAILURES_IN_A_ROW, Next, fruitless, next_move, read_runs
 from hpsched.records import WorkerRecord
 from hpsched.redaction import redact
 from hpsched.storage import (
@@ -69,7 +69,7 @@ from hpsched.storage import (
     waiting,
 )
 from hpsched.study import enqueue_confirmation, make_sampler, read_settings
-from hpsched.suggest import OutOfMemory
+from hpsched.suggest import Diverged, OutOfMemory
 
 if TYPE_CHECKING:
     from hpsched.cycle import Progress
@@ -82,7 +82,9 @@ ENDING_SECONDS = 10.0  # a worker that was told to end waits no longer for a dat
 LAST_SECONDS = 5.0  # … and has this long for all else, before it ends at once
 SAME_SECONDS = 1.0  # schedulers signal a whole process group, and its leader passes it on
 REPEAT_SECONDS = 0.5  # between two repetitions of a signal that was not heard
-FAILURES_IN_A_ROW = 3
+#: Trials that diverge in a row, none of the study having given a finite result, before we give up:
+#: the first rates may all be too high, but not the sixth.
+DIVERGED_IN_A_ROW = 6
 # The database is away, or the study was deleted: the main thread sees to it, signs of life wait.
 _NO_ANSWER = (SQLAlchemyError, optuna.exceptions.StorageInternalError, KeyError)
 
@@ -175,7 +177,7 @@ class Worker:
         self._trials = claims.Watch(study)
         self._keeper = replace(checkpoint.Keeper.from_environment())  # ours alone
         self._ended = Ended()
-        self._failures = 0
+        self._failures = self._divergences = 0
         self._stop: int | None = None  # number of the signal that asked for it
         self._stop_at = math.inf  # when the signal came, and its grace was over
         self._order: str | None = None
@@ -378,14 +380,16 @@ class Worker:
             self._count(pruned=1)
             if isinstance(outcome, OutOfMemory):
                 self._bear(outcome, str(outcome), "use a smaller batch, or fewer workers a device")
+            elif isinstance(outcome, Diverged):
+                self._bear_divergence(outcome)
             else:
-                self._failures = 0
+                self._failures = self._divergences = 0
         elif isinstance(outcome, Exception | SystemExit):
             self._fail(trial, outcome)
         else:
             logger.info("trial %d: value %.6g", trial.number, outcome)
             self._count(confirmed=1) if confirms is not None else self._count(done=1)
-            self._failures = 0
+            self._failures = self._divergences = 0
 
     def _run_objective(self, trial: Trial) -> Outcome:
         """The trial's value, or why it has none; None if it was interrupted."""
@@ -501,6 +505,21 @@ class Worker:
                 f"{self._failures} trials failed in a row, the last with {reason}; {remedy} and "
                 "attach again."
             ) from error
+
+    def _bear_divergence(self, error: Diverged) -> None:
+        """Go on, unless nothing that was tried in this study gave a finite result."""
+        self._failures = 0
+        self._divergences += 1
+        if self._divergences < DIVERGED_IN_A_ROW:
+            return
+        if not fruitless(read_runs(self._study.get_trials(deepcopy=False))):
+            self._divergences = 0
+            return
+        raise TrainingError(
+            f"{self._divergences} trials in a row gave no finite result, nor did any other of this "
+            f"study; the last {error}. Look at what train returns, or lower the range of max_lr; "
+            "then create a new study."
+        ) from error
 
     def _count(self, **more: int) -> None:
         self._ended = replace(

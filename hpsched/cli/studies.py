@@ -457,9 +457,9 @@ def delete(
     yes: Annotated[bool, option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Remove a study with all its trials. Export it first if in doubt."""
-    from hpsched.study import delete_study, open_study
+    from hpsched.study import delete_study, find_study
 
-    trials = len(open_study(name, storage).get_trials(deepcopy=False))
+    trials = len(find_study(name, storage).get_trials(deepcopy=False))
     if not (yes or _agrees(f"Remove study {name!r} with {trials} trials for good?")):
         hint("Nothing was removed; --yes removes without asking.")
         raise typer.Exit(1)

@@ -447,6 +447,40 @@ def test_an_objective_that_returns_nan_fails(study: optuna.Study) -> None:
     assert [trial.state for trial in study.get_trials()] == [TrialState.FAIL] * 3
 
 
+@pytest.fixture
+def longer(sqlite_url: str) -> optuna.Study:
+    hpsched.create_study(
+        "s", objective="train.py:objective", storage=sqlite_url, trials=10, seed=1, confirm_top=0
+    )
+    return hpsched.open_study("s", sqlite_url, heartbeat=True)
+
+
+def test_a_training_that_only_gives_nan_is_given_up(longer: optuna.Study) -> None:
+    def train(cycle: hpsched.Cycle) -> float:
+        value = FakeTraining()(cycle)
+        return value if cycle.is_range_test else float("nan")
+
+    def objective(trial: optuna.Trial) -> float:
+        return hpsched.suggest_onecycle(trial, total_steps=900).run(train)
+
+    with pytest.raises(hpsched.errors.TrainingError, match="6 trials in a row gave no finite"):
+        Worker(longer, objective).run()
+    assert [trial.state for trial in longer.get_trials()] == [TrialState.PRUNED] * 6
+
+
+def test_divergence_is_borne_once_anything_was_finite(longer: optuna.Study) -> None:
+    def objective(trial: optuna.Trial) -> float:
+        blind = trial.number > 0
+
+        def train(cycle: hpsched.Cycle) -> float:
+            value = FakeTraining()(cycle)
+            return float("nan") if blind and not cycle.is_range_test else value
+
+        return hpsched.suggest_onecycle(trial, total_steps=900).run(train)
+
+    assert Worker(longer, objective).run().pruned >= 9
+
+
 def test_a_study_deleted_under_a_worker(study: optuna.Study) -> None:
     def delete(trial: optuna.Trial) -> float:
         optuna.delete_study(study_name="s", storage=study._storage)
