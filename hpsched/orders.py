@@ -67,7 +67,10 @@ def _chosen(live: Mapping[str, WorkerRecord], names: Sequence[str]) -> dict[str,
         found = {id_: w for id_, w in live.items() if _is_called(name, id_, w)}
         if not found:
             there = ", ".join(f"{id_} ({w.host}:{w.pid})" for id_, w in live.items()) or "none"
-            raise UsageError(f"No worker {name!r}; at work are: {there}.")
+            raise UsageError(
+                f"No worker {name!r}; at work are: {there}. Give an id, host or host:pid of these, "
+                "or leave the name out to tell all of them."
+            )
         chosen |= found
     return chosen
 

@@ -87,7 +87,7 @@ def test_orders_reach_those_they_are_for(sqlite_fleet: Fleet) -> None:
     first, second = (fleet.start(PACE='{"rung0": 60, "range_test0": 60}', **QUICK) for _ in "ab")
     fleet.until(lambda: len(at_work(fleet.study())) == 2)
     ids = {worker.pid: id_ for id_, worker in at_work(fleet.study()).items()}
-    with pytest.raises(UsageError, match=r"No worker 'nobody'; at work are: .*:"):
+    with pytest.raises(UsageError, match=r"No worker 'nobody'; at work are: .*:.* all of them"):
         orders.give(fleet.study(), "stop", ["nobody"])
     with pytest.raises(UsageError, match="order='dance': one of pause"):
         orders.give(fleet.study(), "dance")
