@@ -7,8 +7,8 @@ import shlex
 import sys
 import time
 import warnings
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -233,8 +233,21 @@ def status(
             raise UsageError("--watch draws a screen: leave --format out, or call it repeatedly.")
         _watch(study, storage, interval)
         return
-    summary, now = _summary(study, storage)
-    show(summary.to_json(), format, lambda: status_screen(summary, now))
+    look = _look(study, storage)
+    show(look.summary.to_json(), format, look.screen)
+
+
+@dataclass(frozen=True)
+class Look:
+    """A study as it stands: ``now`` by the database's clock, and what its workers were told."""
+
+    summary: Summary
+    now: float
+    orders: Mapping[str, str]
+
+    def screen(self, seen: Seen | None = None) -> Any:
+        """What a terminal shows."""
+        return status_screen(self.summary, self.now, seen, self.orders)
 
 
 def _watch(study: optuna.Study, storage: str | None, interval: float) -> None:
@@ -246,52 +259,52 @@ def _watch(study: optuna.Study, storage: str | None, interval: float) -> None:
         raise typer.Exit(130) from None
 
 
-def _looks(
-    study: optuna.Study, storage: str | None, interval: float
-) -> Iterator[tuple[Summary, float]]:
-    """The study every few seconds, with the database's time, until it is done."""
-    last: tuple[Summary, float] | None = None
+def _looks(study: optuna.Study, storage: str | None, interval: float) -> Iterator[Look]:
+    """The study every few seconds until it is done."""
+    last: Look | None = None
     while True:
         try:
-            last = _summary(study, storage)
+            last = _look(study, storage)
         except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
             if last is None:
                 raise
             lost = f"no news of the study: the database is away ({type(error).__name__})"
-            last = replace(last[0], warnings=(lost,)), last[1]
+            last = replace(last, summary=replace(last.summary, warnings=(lost,)))
         yield last
-        if last[0].progress == 1.0:
+        if last.summary.progress == 1.0:
             return
         time.sleep(interval)
 
 
-def _draw_over(looks: Iterator[tuple[Summary, float]]) -> None:
+def _draw_over(looks: Iterator[Look]) -> None:
     """On a terminal, one screen."""
     seen = Seen()
     with Live(console=state.out, auto_refresh=False) as live:
-        for summary, now in looks:
-            for key, worker in summary.live.items():
+        for look in looks:
+            for key, worker in look.summary.live.items():
                 seen.look(key, worker)
-            if "--watch" in summary.next_command:  # the reader is doing it
-                summary = replace(summary, next_command="")
-            live.update(status_screen(summary, now, seen), refresh=True)
+            if "--watch" in look.summary.next_command:  # the reader is doing it
+                look = replace(look, summary=replace(look.summary, next_command=""))
+            live.update(look.screen(seen), refresh=True)
 
 
-def _log_changes(looks: Iterator[tuple[Summary, float]]) -> None:
+def _log_changes(looks: Iterator[Look]) -> None:
     """In logs and CI, a line whenever something has changed, and the whole at the end."""
     said, last = "", None
-    for summary, now in looks:
-        line, last = status_line(replace(summary, eta=None)), (summary, now)
+    for last in looks:
+        summary = last.summary
+        line = status_line(replace(summary, eta=None))
         if line != said:
             said = line
             left = f", about {duration(summary.eta)} left" if summary.eta else ""
             typer.echo(f"{time.strftime('%H:%M:%S')} {summary.name}: {line}{left}")
     if last is not None:
-        state.out.print(status_screen(*last))
+        state.out.print(last.screen())
 
 
-def _summary(study: optuna.Study, storage: str | None) -> tuple[Summary, float]:
-    """The study now, and what time that is for the database."""
+def _look(study: optuna.Study, storage: str | None) -> Look:
+    """The study now."""
+    from hpsched.orders import given
     from hpsched.storage import clock
     from hpsched.summary import summarise
 
@@ -299,7 +312,8 @@ def _summary(study: optuna.Study, storage: str | None) -> tuple[Summary, float]:
         warnings.simplefilter("ignore")  # the summary names what it could not read
         now = clock(study._storage)()
         found = summarise(study, now)
-    return replace(found, next_command=with_storage(found.next_command, storage)), now
+    found = replace(found, next_command=with_storage(found.next_command, storage))
+    return Look(found, now, given(study.user_attrs))
 
 
 @study_app.command(epilog="Example: hpsched study best resnet --format torch")

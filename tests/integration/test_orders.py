@@ -91,6 +91,13 @@ def test_orders_reach_those_they_are_for(sqlite_fleet: Fleet) -> None:
         orders.give(fleet.study(), "stop", ["nobody"])
     with pytest.raises(UsageError, match="order='dance': one of pause"):
         orders.give(fleet.study(), "dance")
+    told(fleet, "pause", ids[second.pid])
+    listed = {w["pid"]: w["order"] for w in json.loads(told(fleet, "list", "--format", "json"))}
+    assert listed == {first.pid: None, second.pid: "pause"}
+    assert told(fleet, "list").count("pauses after it") == 1
+    screen = ["study", "status", "fake", "--storage", fleet.url]
+    shown = forked.call(screen, cwd=fleet.folder, env=environment(COLUMNS="200"))
+    assert "pauses after it" in " ".join(shown.stdout.split())
     assert list(orders.give(fleet.study(), "stop", [ids[first.pid][:6]])) == [ids[first.pid]]
     fleet.wait(first, seconds=50)
     assert second.poll() is None
