@@ -71,7 +71,9 @@ def test_a_stopped_worker_puts_its_trial_back_and_ends(sqlite_fleet: Fleet) -> N
     worker = fleet.start(PACE='{"rung1": 60}', **QUICK)
     name = fleet.until_starts("rung1", worker.pid)
     told(fleet, "stop")
-    assert "told to stop" in fleet.wait(worker, 0, seconds=50)
+    said = fleet.wait(worker, 0, seconds=50)
+    assert "told to stop" in said
+    assert "SIGTERM" not in said  # nobody sent one
     unfinished = [trial for trial in fleet.study().trials if not trial.state.is_finished()]
     assert [trial.state for trial in unfinished] == [TrialState.WAITING]
     fleet.run()
