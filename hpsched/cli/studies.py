@@ -320,7 +320,16 @@ def _look(study: optuna.Study, storage: str | None) -> Look:
 def best(
     name: Name,
     storage: Storage = None,
-    format: Annotated[str, option("--format", "-f", help="table, torch, json or yaml.")] = "table",
+    format: Annotated[
+        str,
+        option(
+            "--format",
+            "-f",
+            envvar=["HPSCHED_STUDY_BEST_FORMAT", "HPSCHED_FORMAT"],  # its own comes first
+            show_envvar=True,
+            help="table, torch, json or yaml.",
+        ),
+    ] = "table",
 ) -> None:
     """The best recipe: its values, how good it is on fresh seeds, and code to paste."""
     from hpsched.ledger import best_json, optimizer_name, read_runs

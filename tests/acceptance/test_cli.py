@@ -345,6 +345,15 @@ def test_best_in_words_and_as_data(finished: Path) -> None:
     assert data["seeds"] == len(data["values"]) == 3
 
 
+def test_best_takes_its_format_from_the_environment(finished: Path) -> None:
+    best = ("study", "best", "toy")
+    everywhere = {"HPSCHED_FORMAT": "json"}
+    assert json.loads(ok(*best, cwd=finished, **everywhere))["seeds"] == 3
+    assert "seeds: 3" in ok(*best, "-f", "yaml", cwd=finished, **everywhere)
+    code = ok(*best, cwd=finished, **everywhere, HPSCHED_STUDY_BEST_FORMAT="torch")
+    assert "scheduler.step()" in code
+
+
 def test_report_prints_where_it_is(finished: Path, tmp_path: Path) -> None:
     path = tmp_path / "r.html"
     assert ok("study", "report", "toy", "-o", path, cwd=finished) == f"{path}\n"
