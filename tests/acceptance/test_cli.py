@@ -147,6 +147,7 @@ OTHERS = {  # modules that cannot be imported, and one that can, without torch
     "syntax.py": "def objective(trial)\n    return 1.0\n",
     "raises.py": "raise RuntimeError('no data in /data [at all]')\n",
     "exits.py": "import sys\nsys.exit(7)\n",
+    "calls.py": "nothing = lambda: 3\ndef more(trial, data): return 3\n",
     "needs.py": "import a_package_nobody_has\n",
 }
 NO_SERVER = "postgresql+psycopg://user:secret@127.0.0.1:1/x"
@@ -687,6 +688,10 @@ CREATE = "study create new -o light:objective"
         wrong("study create new -o light:nothing", 2, "'nothing'", "its functions are: objective",
               id="no function"),
         wrong("study create new -o light:x", 2, "'light:x' is int", id="not a function"),
+        wrong("study create new -o calls:nothing", 2, "'calls:nothing'", "the arguments ()",
+              "def objective(trial)", id="an objective that takes nothing"),
+        wrong("study create new -o calls:more", 2, "(trial, data)", "'data'", "defaults",
+              id="an objective that takes more than a trial"),
         wrong("study create new -o light", 2, "'light'", "module:function", id="not of the form"),
         wrong("study create new", 2, "--objective", "HPSCHED_OBJECTIVE", id="no objective"),
         wrong("study create new -o syntax:objective", 2, "SyntaxError", "syntax.py, line 1", "Mend",
