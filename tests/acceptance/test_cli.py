@@ -651,6 +651,18 @@ def test_options_from_the_environment(folder: Path) -> None:
 # -- wrong calls -----------------------------------------------------------------------------------
 
 
+def test_a_refused_value_from_the_environment_is_named_with_its_variable(folder: Path) -> None:
+    arguments = shlex.split(CREATE)
+    variable = "HPSCHED_STUDY_CREATE_CYCLES"
+    wide = {"COLUMNS": "200"}
+    refused(run(*arguments, cwd=folder, **wide, **{variable: "abc"}), 2, f"'abc' (from {variable})")
+    given = run(*arguments, "--cycles", "xyz", cwd=folder, **wide, **{variable: "abc"})
+    refused(given, 2, "'xyz'")
+    assert variable not in given.stderr
+    debug = run("study", "list", cwd=folder, **wide, HPSCHED_DEBUG="perhaps")
+    refused(debug, 2, "'perhaps' (from HPSCHED_DEBUG)")
+
+
 def wrong(arguments: str, code: int, *words: str, id: str) -> Any:
     return pytest.param(arguments, code, words, id=id)
 
@@ -706,7 +718,9 @@ CREATE = "study create new -o light:objective"
               id="two budgets"),
         wrong(f"{CREATE} --cycles 0", 2, "cycles=0", "above 0", id="no cycles"),
         wrong(f"{CREATE} --trials 0", 2, "trials=0", "at least 1", id="no trials"),
-        wrong(f"{CREATE} --trials many", 2, "--trials", "integer", id="trials not a number"),
+        wrong(f"{CREATE} --trials many", 2, "--trials", "integer", "'many'",
+              id="trials not a number"),
+        wrong(f"{CREATE} --cycles abc", 2, "--cycles", "number", "'abc'", id="cycles in words"),
         wrong(f"{CREATE} --timeout nonsense", 2, "'nonsense'", "30m", id="timeout nonsense"),
         wrong(f"{CREATE} --timeout -3h", 2, "'-3h'", "8h", id="timeout negative"),
         wrong(f"{CREATE} --sampler magic", 2, "'magic'", "hpsched, tpe, gp", id="unknown sampler"),
@@ -749,7 +763,7 @@ CREATE = "study create new -o light:objective"
         wrong("schedule plot -o s.bmp", 2, "s.bmp", ".html", id="schedule plot to .bmp"),
         wrong("lr-find toy:objective", 1, "'toy:objective' failed", "toy.py", "train(cycle)",
               id="lr-find of an objective"),
-        wrong("dashboard --port 99999", 2, "--port", "65535", id="no such port"),
+        wrong("dashboard --port 99999", 2, "--port", "65535", "'99999'", id="no such port"),
         wrong("study frobnicate", 2, "frobnicate", id="unknown command"),
     ],
 )  # fmt: skip
