@@ -23,6 +23,7 @@ from rich.logging import RichHandler
 from rich.markup import escape
 from typer.core import TyperGroup
 
+from hpsched.cli.completion import one_of, study_names
 from hpsched.errors import UsageError
 from hpsched.redaction import redact
 
@@ -104,7 +105,14 @@ app = typer.Typer(
 #: An option; all of them have an environment variable, which the help of each does not repeat.
 option = functools.partial(typer.Option, show_envvar=False)
 
-Name = Annotated[str, typer.Argument(help="The study's name.", show_default=False)]
+Name = Annotated[
+    str,
+    typer.Argument(help="The study's name.", show_default=False, autocompletion=study_names),
+]
+NewName = Annotated[str, typer.Argument(help="The study's name.", show_default=False)]
+Direction = Annotated[
+    str, option(help="minimize or maximize.", autocompletion=one_of("minimize", "maximize"))
+]
 Storage = Annotated[
     str | None,
     typer.Option(
@@ -118,7 +126,14 @@ Storage = Annotated[
     ),
 ]
 Format = Annotated[
-    str, typer.Option("--format", "-f", help="table, json or yaml.", envvar="HPSCHED_FORMAT")
+    str,
+    typer.Option(
+        "--format",
+        "-f",
+        help="table, json or yaml.",
+        envvar="HPSCHED_FORMAT",
+        autocompletion=one_of("table", "json", "yaml"),
+    ),
 ]
 
 

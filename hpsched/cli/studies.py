@@ -22,8 +22,10 @@ from rich.table import Table
 from sqlalchemy.exc import SQLAlchemyError
 
 from hpsched.cli.app import (
+    Direction,
     Format,
     Name,
+    NewName,
     Storage,
     app,
     command_text,
@@ -33,6 +35,7 @@ from hpsched.cli.app import (
     state,
     with_storage,
 )
+from hpsched.cli.completion import one_of, sampler_names, study_names
 from hpsched.cli.screen import best_table, is_live, status_line, status_screen, value_text
 from hpsched.cli.sparkline import Seen
 from hpsched.errors import UsageError
@@ -66,7 +69,7 @@ def parse_duration(text: str | None) -> float | None:
 
 @study_app.command(epilog="Example: hpsched study create resnet -o train:objective --cycles 20")
 def create(
-    name: Name,
+    name: NewName,
     objective: Annotated[
         str,
         option(
@@ -78,7 +81,7 @@ def create(
         ),
     ],
     storage: Storage = None,
-    direction: Annotated[str, option(help="minimize or maximize.")] = "minimize",
+    direction: Direction = "minimize",
     trials: Annotated[int | None, option(help="Budget: search trials over all workers.")] = None,
     cycles: Annotated[
         float | None,
@@ -90,7 +93,10 @@ def create(
     seed: Annotated[int | None, option(help="Default: drawn at random and stored.")] = None,
     sampler: Annotated[
         str,
-        option(help="What draws recipes: hpsched's own model, or tpe, gp, qmc, cmaes or random."),
+        option(
+            help="What draws recipes: hpsched's own model, or tpe, gp, qmc, cmaes or random.",
+            autocompletion=sampler_names,
+        ),
     ] = "hpsched",
     range_tests: Annotated[int, option(help="Range-test replicates per context.")] = 3,
     reduction_factor: Annotated[
@@ -106,7 +112,8 @@ def create(
         str | None,
         option(
             help="Begin with the best recipe of this study of the same model, at another length "
-            "or batch size, instead of with the standard one."
+            "or batch size, instead of with the standard one.",
+            autocompletion=study_names,
         ),
     ] = None,
     skip_if_exists: Annotated[
@@ -328,6 +335,7 @@ def best(
             envvar=["HPSCHED_STUDY_BEST_FORMAT", "HPSCHED_FORMAT"],  # its own comes first
             show_envvar=True,
             help="table, torch, json or yaml.",
+            autocompletion=one_of("table", "torch", "json", "yaml"),
         ),
     ] = "table",
 ) -> None:
@@ -354,7 +362,12 @@ def best(
 def report(
     names: Annotated[
         list[str],
-        typer.Argument(help="A study, or several to compare.", show_default=False, metavar="NAME…"),
+        typer.Argument(
+            help="A study, or several to compare.",
+            show_default=False,
+            metavar="NAME…",
+            autocompletion=study_names,
+        ),
     ],
     storage: Storage = None,
     output: Annotated[
@@ -367,6 +380,7 @@ def report(
             "-f",
             help="html or md. Default: by the name of --output; md on stdout.",
             show_default=False,
+            autocompletion=one_of("html", "md"),
         ),
     ] = None,
 ) -> None:
@@ -412,7 +426,10 @@ def export(
     output: Annotated[
         Path | None, option("--output", "-o", help="A file instead of stdout.")
     ] = None,
-    format: Annotated[str, option("--format", "-f", help="json or csv.")] = "json",
+    format: Annotated[
+        str,
+        option("--format", "-f", help="json or csv.", autocompletion=one_of("json", "csv")),
+    ] = "json",
 ) -> None:
     """Everything as JSON, which `hpsched study import` reads; or one line a trial as CSV."""
     from hpsched.archive import export_csv, export_json

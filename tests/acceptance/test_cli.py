@@ -586,19 +586,44 @@ def test_help_has_an_example_that_parses(path: tuple[str, ...]) -> None:
     made.make_context(path[-1], words[1 + len(path) :])  # raises on an option that is not there
 
 
-def test_completion() -> None:
+def complete(*arguments: str, cwd: Path, **env: str) -> list[str]:
     script = Path(sys.executable).with_name("hpsched")  # the console script of this environment
+    whole = environment(_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1", **env)
+    done = subprocess.run([script, *arguments], env=whole, capture_output=True, text=True, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return done.stdout.split("\n")
 
-    def complete(*arguments: str, **env: str) -> list[str]:
-        whole = environment(_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1", **env)
-        done = subprocess.run([script, *arguments], env=whole, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return done.stdout.split("\n")
 
-    assert any("-F _hpsched_completion hpsched" in x for x in complete("--show-completion", "bash"))
-    asked = {"COMP_WORDS": "hpsched study ", "COMP_CWORD": "2"}
-    offered = complete(_HPSCHED_COMPLETE="complete_bash", **asked)
-    assert {"create", "status", "delete"} <= set(offered)
+def offered(line: str, cwd: Path) -> set[str]:
+    """What Tab offers at the end of a line."""
+    asked = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split(" ")) - 1)}
+    return set(complete(cwd=cwd, _HPSCHED_COMPLETE="complete_bash", **asked)) - {""}
+
+
+def test_completion(finished: Path, tmp_path: Path) -> None:
+    said = complete("--show-completion", "bash", cwd=tmp_path)
+    assert any("-F _hpsched_completion hpsched" in line for line in said)
+    assert {"create", "status", "delete"} <= offered("hpsched study ", tmp_path)
+    assert offered("hpsched study status ", finished) == {"toy"}
+    assert offered("hpsched study status t", finished) == {"toy"}
+    assert offered("hpsched study status ", tmp_path) == set()
+    storage = f"--storage sqlite:///{finished}/hpsched.db"
+    assert offered(f"hpsched worker pause {storage} ", tmp_path) == {"toy"}
+    assert list(tmp_path.iterdir()) == []  # nothing was made
+
+
+@pytest.mark.parametrize(
+    ("line", "values"),
+    [
+        ("study status --format ", {"table", "json", "yaml"}),
+        ("study best -f t", {"table", "torch"}),
+        ("study create --direction ", {"minimize", "maximize"}),
+        ("study create --sampler ", {"hpsched", "tpe", "gp", "qmc", "cmaes", "random"}),
+    ],
+)
+def test_completion_of_values(line: str, values: set[str], tmp_path: Path) -> None:
+    assert offered(f"hpsched {line}", tmp_path) == values
 
 
 @pytest.mark.parametrize(
