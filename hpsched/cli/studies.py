@@ -460,7 +460,7 @@ def import_(
     """Store an exported study, exactly as it was; trials that were running wait to run again."""
     from hpsched.archive import import_study, read_archive
 
-    archive = read_archive(_read(file), str(file))
+    archive = read_archive(_read(file), _called(file))
     with Progress(console=state.err, transient=True, disable=not state.err.is_terminal) as screen:
         task = screen.add_task("trials", total=len(archive.trials))
         study = import_study(
@@ -480,14 +480,31 @@ def import_(
 
 def _read(file: Path) -> str:
     try:
-        data = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
-        return data.decode()
+        data = sys.stdin.buffer.read() if _is_stdin(file) else file.read_bytes()
+        text = data.decode()
     except OSError as error:
         raise UsageError(
-            f"Cannot read {file}: {error.strerror}. Name what `hpsched study export` wrote."
+            f"Cannot read {_called(file)}: {error.strerror}. Name what `hpsched study export` "
+            "wrote."
         ) from None
     except UnicodeDecodeError:
-        raise UsageError(f"{file} is no export of a study: it is not UTF-8 text.") from None
+        raise UsageError(
+            f"{_called(file)} is no export of a study: it is not UTF-8 text."
+        ) from None
+    if _is_stdin(file) and not text.strip():
+        raise UsageError(
+            "Nothing came on standard input: name a file, or pipe `hpsched study export NAME` into "
+            "this (when that fails, it says why)."
+        )
+    return text
+
+
+def _is_stdin(file: Path) -> bool:
+    return str(file) == "-"
+
+
+def _called(file: Path) -> str:
+    return "standard input" if _is_stdin(file) else str(file)
 
 
 @study_app.command(epilog="Example: hpsched study delete resnet --yes")

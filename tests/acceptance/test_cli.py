@@ -753,6 +753,8 @@ CREATE = "study create new -o light:objective"
         wrong(f"{CREATE} --reduction-factor 1", 2, "reduction_factor=1", "2", id="reduction by 1"),
         wrong("study list -f xml", 2, "'xml'", "json", id="unknown format of list"),
         wrong("study best toy -f keras", 2, "'keras'", "json", id="unknown format of best"),
+        wrong("study import -", 2, "Nothing came on standard input", "hpsched study export NAME",
+              id="import of nothing"),
         wrong("study export toy -f xml", 2, "'xml'", "csv", id="unknown format of export"),
         wrong("study status toy --watch -f json", 2, "--watch", id="watch as json"),
         wrong("study report toy -o /no/such/r.html", 2, "/no/such/r.html",
