@@ -536,6 +536,15 @@ def test_demo(tmp_path: Path) -> None:
     assert reopen(tmp_path, "digits").trials == []
 
 
+@pytest.mark.parametrize(
+    "budget", ["--cycles 0", "--cycles nan", "--cycles inf", "--cycles=-1", "--trials 0"]
+)
+def test_a_demo_with_no_budget_makes_no_folder(tmp_path: Path, budget: str) -> None:
+    option, value = re.split("[ =]", budget)
+    refused(run("demo", *budget.split(), cwd=tmp_path), 2, option, value)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_names_need_no_care(folder: Path) -> None:
     """A name with spaces and brackets, a storage elsewhere: the next command can be pasted."""
     name, url = "a [b]study", "sqlite:///else where.db"
