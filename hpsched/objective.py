@@ -49,11 +49,14 @@ def load_objective(spec: str) -> Callable[..., Any]:
     """:func:`load`, for ``objective(trial)``.
 
     Raises:
-        ObjectiveError: As :func:`load`; or it is a ``train(cycle)``.
+        ObjectiveError: As :func:`load`; it is a ``train(cycle)``; or it cannot be called with a
+            trial alone.
     """
     function = load(spec)
     try:
         first = next(iter(inspect.signature(function).parameters), "")
+        # A decorator may well give the function it wraps more than it takes itself.
+        own = inspect.signature(function, follow_wrapped=False)
     except (TypeError, ValueError):  # a callable that does not say
         return function
     if first == "cycle":
@@ -61,6 +64,13 @@ def load_objective(spec: str) -> Callable[..., Any]:
             f"{spec!r} takes a cycle: it is a train(cycle), to be called by an objective(trial) "
             "such as `return hpsched.suggest_onecycle(trial, total_steps=3_000).run(train)`."
         )
+    try:
+        own.bind(None)
+    except TypeError as error:
+        raise ObjectiveError(
+            f"{spec!r} has the arguments {own} and cannot be called with a trial alone ({error}): "
+            "define it as `def objective(trial):`, with defaults for whatever else it takes."
+        ) from None
     return function
 
 

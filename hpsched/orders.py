@@ -16,6 +16,7 @@ nothing of it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from optuna.study import Study
 
@@ -55,8 +56,21 @@ def give(study: Study, order: str, workers: Sequence[str] = ()) -> dict[str, Wor
 
 def read(study: Study, worker: str) -> str | None:
     """What this worker was told; None if nothing, or something this version does not know."""
-    order = study_attr(study._storage, study._study_id, records.ORDER + worker)
-    return order if order in ORDERS and order != "resume" else None
+    return _to_follow(study_attr(study._storage, study._study_id, records.ORDER + worker))
+
+
+def given(attrs: Mapping[str, Any]) -> dict[str, str]:
+    """Worker id → what it was told, from a study's user attributes."""
+    told = {
+        key.removeprefix(records.ORDER): _to_follow(order)
+        for key, order in attrs.items()
+        if key.startswith(records.ORDER)
+    }
+    return {worker: order for worker, order in told.items() if order is not None}
+
+
+def _to_follow(order: object) -> str | None:
+    return order if isinstance(order, str) and order in ORDERS and order != "resume" else None
 
 
 def _chosen(live: Mapping[str, WorkerRecord], names: Sequence[str]) -> dict[str, WorkerRecord]:
@@ -67,7 +81,10 @@ def _chosen(live: Mapping[str, WorkerRecord], names: Sequence[str]) -> dict[str,
         found = {id_: w for id_, w in live.items() if _is_called(name, id_, w)}
         if not found:
             there = ", ".join(f"{id_} ({w.host}:{w.pid})" for id_, w in live.items()) or "none"
-            raise UsageError(f"No worker {name!r}; at work are: {there}.")
+            raise UsageError(
+                f"No worker {name!r}; at work are: {there}. Give an id, host or host:pid of these, "
+                "or leave the name out to tell all of them."
+            )
         chosen |= found
     return chosen
 

@@ -91,8 +91,13 @@ def resolve_url(url: str | None = None) -> str:
     installs.
 
     Raises:
-        UsageError: Not a database URL; the file cannot be read or is empty.
+        UsageError: Not a database URL; the one given is empty; the file cannot be read or is empty.
     """
+    if url is not None and not url.strip():  # not the default, which may hold other studies
+        raise UsageError(
+            f"The storage given is empty ({url!r}): perhaps a variable in --storage is not set. "
+            "Give a URL such as sqlite:///file.db, or leave --storage out for the default."
+        )
     text = url or os.environ.get("HPSCHED_STORAGE") or _url_in_file()
     text = text or os.environ.get("OPTUNA_STORAGE") or DEFAULT_URL
     try:

@@ -624,7 +624,8 @@ class Worker:
         if self._stop is None:
             grace = self._grace if self._keeper.used else 0.0
             self._stop, self._stop_at = number, time.monotonic() + grace
-            logger.warning("%s: ending; again to end at once", signal.Signals(number).name)
+            if self._order != "stop":  # or the signal may be our own, and that was told already
+                logger.warning("%s: ending; again to end at once", signal.Signals(number).name)
             self._keeper.stopping = True
             if self._ends_process:
                 longest = grace + ENDING_SECONDS + LAST_SECONDS

@@ -10,7 +10,8 @@ import platform
 import shlex
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Annotated, Any, TextIO
@@ -20,7 +21,9 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
+from typer.core import TyperGroup
 
+from hpsched.cli.completion import one_of, study_names
 from hpsched.errors import UsageError
 from hpsched.redaction import redact
 
@@ -36,7 +39,56 @@ class State:
 
 state = State()
 
+
+class Group(TyperGroup):
+    """A command group that says which value it refuses, and where that came from."""
+
+    def make_context(self, *arguments: Any, **more: Any) -> Any:
+        """As Typer does; reads the options before the command."""
+        with _naming_the_value():
+            return super().make_context(*arguments, **more)
+
+    def invoke(self, ctx: Any) -> Any:
+        """As Typer does; reads the command and its options."""
+        with _naming_the_value():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _naming_the_value() -> Iterator[None]:
+    try:
+        yield
+    except typer.BadParameter as error:
+        error.message += _refused(error)
+        raise
+
+
+def _refused(error: typer.BadParameter) -> str:
+    """``: 'abc' (from HPSCHED_STUDY_CREATE_CYCLES)``, as far as the error does not say it."""
+    parts = []
+    with suppress(AttributeError, IndexError, KeyError):  # only pydantic's have the value
+        value = error.__cause__.errors()[0]["input"]  # type: ignore[union-attr]
+        parts.append(f": {redact(str(value))!r}")
+    if variable := _variable(error):
+        parts.append(f" (from {variable})")
+    return "".join(parts)
+
+
+def _variable(error: typer.BadParameter) -> str | None:
+    """The environment variable that the refused value came from."""
+    context, parameter = error.ctx, error.param
+    if context is None or parameter is None or parameter.name is None:
+        return None
+    source = context.get_parameter_source(parameter.name)
+    if source is None or source.name != "ENVIRONMENT":
+        return None
+    own = [parameter.envvar] if isinstance(parameter.envvar, str) else parameter.envvar or []
+    names = [*own, f"{context.auto_envvar_prefix}_{parameter.name.upper()}"]
+    return next((name for name in names if os.environ.get(name)), None)
+
+
 app = typer.Typer(
+    cls=Group,
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -53,7 +105,14 @@ app = typer.Typer(
 #: An option; all of them have an environment variable, which the help of each does not repeat.
 option = functools.partial(typer.Option, show_envvar=False)
 
-Name = Annotated[str, typer.Argument(help="The study's name.", show_default=False)]
+Name = Annotated[
+    str,
+    typer.Argument(help="The study's name.", show_default=False, autocompletion=study_names),
+]
+NewName = Annotated[str, typer.Argument(help="The study's name.", show_default=False)]
+Direction = Annotated[
+    str, option(help="minimize or maximize.", autocompletion=one_of("minimize", "maximize"))
+]
 Storage = Annotated[
     str | None,
     typer.Option(
@@ -67,7 +126,14 @@ Storage = Annotated[
     ),
 ]
 Format = Annotated[
-    str, typer.Option("--format", "-f", help="table, json or yaml.", envvar="HPSCHED_FORMAT")
+    str,
+    typer.Option(
+        "--format",
+        "-f",
+        help="table, json or yaml.",
+        envvar="HPSCHED_FORMAT",
+        autocompletion=one_of("table", "json", "yaml"),
+    ),
 ]
 
 

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hpsched.cli.app import (
+    Direction,
     Format,
     Storage,
     app,
@@ -57,7 +58,7 @@ def compare(
         int, option(help="Fresh seeds, the same for all, that each found recipe runs with.", min=2)
     ] = 10,
     seed: Annotated[int, option(help="All runs' seeds follow from it.")] = 0,
-    direction: Annotated[str, option(help="minimize or maximize.")] = "minimize",
+    direction: Direction = "minimize",
     storage: Storage = None,
     format: Format = "table",
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import shlex
 import shutil
@@ -32,7 +33,7 @@ def demo(
     ),
     cycles: Annotated[float, option(help="Budget in full cycles.")] = 20.0,
     trials: Annotated[
-        int | None, option(help="Budget in search trials instead, for a quick look.")
+        int | None, option(help="Budget in search trials instead, for a quick look.", min=1)
     ] = None,
     workers: Annotated[int, option(help="Workers side by side.", min=1)] = 2,
     seed: Annotated[int, option(help="The study's seed.")] = 0,
@@ -41,6 +42,8 @@ def demo(
 
     Writes the study's one source file, digits.py, into the folder: change it and go on.
     """
+    if not (cycles > 0 and math.isfinite(cycles)):  # `study create` would, in a folder by then
+        raise UsageError(f"--cycles {cycles}: a budget must be above 0, such as 20.")
     try:
         import sklearn  # noqa: F401
     except ImportError:

@@ -31,13 +31,15 @@ def list_(
     format: Format = "table",
 ) -> None:
     """Who is at work on a study: host, device, last sign of life, what it runs and has done."""
+    from hpsched.orders import given
     from hpsched.storage import clock
     from hpsched.study import live_workers, open_study, read_workers
 
     study = open_study(name, storage)
-    now, known = clock(study._storage)(), read_workers(study.user_attrs)
+    now, attrs = clock(study._storage)(), study.user_attrs
+    known, told = read_workers(attrs), given(attrs)
     shown = known if every else live_workers(known, now)
-    rows = [{"id": id_, **worker.to_json()} for id_, worker in shown.items()]
+    rows = [{"id": id_, **w.to_json(), "order": told.get(id_)} for id_, w in shown.items()]
 
     def table() -> Any:
         if not rows:
@@ -52,7 +54,7 @@ def list_(
                 id_.partition("-")[0],
                 f"{escape(worker.host)}:{worker.pid}",
                 escape(worker.device),
-                doing(worker),
+                doing(worker, told.get(id_)),
                 f"{duration(max(0.0, now - worker.seen))} ago",
                 str(worker.done),
                 str(worker.failed),

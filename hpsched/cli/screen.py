@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -42,14 +43,20 @@ class StatusScreen:
         summary: The study.
         now: Unix time by the database's clock, for the age of heartbeats; None: this machine's.
         seen: Earlier looks at the workers, for the curves of their runs.
+        orders: Worker id → what it was told.
     """
 
     def __init__(
-        self, summary: Summary, now: float | None = None, seen: Seen | None = None
+        self,
+        summary: Summary,
+        now: float | None = None,
+        seen: Seen | None = None,
+        orders: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self._summary = summary
         self._now = time.time() if now is None else now
         self._seen = seen or Seen()
+        self._orders = orders
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """For Rich."""
@@ -61,7 +68,7 @@ class StatusScreen:
         if summary.rungs:
             yield _rungs(summary, width, plain)
         if summary.live:
-            yield _workers(summary, self._now, self._seen, width, plain)
+            yield _workers(summary, self._now, self._seen, self._orders, width, plain)
         yield from (Text(f"· {text}") for text in summary.findings)
         for text in summary.warnings:
             yield Text.assemble(("! ", "yellow"), text)
@@ -70,10 +77,13 @@ class StatusScreen:
 
 
 def status_screen(
-    summary: Summary, now: float | None = None, seen: Seen | None = None
+    summary: Summary,
+    now: float | None = None,
+    seen: Seen | None = None,
+    orders: Mapping[str, str] = MappingProxyType({}),
 ) -> RenderableType:
     """The study at a glance; see :class:`StatusScreen`."""
-    return StatusScreen(summary, now, seen)
+    return StatusScreen(summary, now, seen, orders)
 
 
 def status_line(summary: Summary) -> str:
@@ -237,7 +247,9 @@ def _bar(reached: int, pruned: int, most: int, width: int, plain: bool) -> Text:
     return Text.assemble((strong * (whole - faint), "cyan"), (weak * faint, "dim"))
 
 
-def _workers(summary: Summary, now: float, seen: Seen, width: int, plain: bool) -> Table:
+def _workers(
+    summary: Summary, now: float, seen: Seen, orders: Mapping[str, str], width: int, plain: bool
+) -> Table:
     table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
     shown = [name for name, least in _WORKERS.items() if width >= least]
     for name in shown:
@@ -249,7 +261,7 @@ def _workers(summary: Summary, now: float, seen: Seen, width: int, plain: bool) 
         cells = {
             "worker": f"{worker.host}:{worker.pid}",
             "device": worker.device,
-            "at work on": doing(worker),
+            "at work on": doing(worker, orders.get(key)),
             "rate": number(worker.lr),
             "loss": number(worker.loss),
             "curve": sparkline(seen.losses(key), CURVE, plain),
@@ -266,13 +278,28 @@ def heard(seconds: float) -> str:
     return f"{' '.join(duration(max(0.0, round(seconds))).split()[:2])} ago"
 
 
-def doing(worker: WorkerRecord) -> str:
-    """What a worker does: ``trial 12, rung 1, step 40/300``, or its state."""
+def doing(worker: WorkerRecord, order: str | None = None) -> str:
+    """What a worker does: ``trial 12, rung 1, step 40/300``, or its state; and what it will do.
+
+    Args:
+        worker: As it was last heard of.
+        order: What it was told since (see :mod:`hpsched.orders`).
+    """
+    then = _then(worker, order)
     if worker.trial is None:
-        return worker.state
+        return f"{worker.state}{then}"
     if worker.kind is None:
-        return f"trial {worker.trial}, {worker.state}"
-    return f"trial {worker.trial}, {run_text(worker)}, step {worker.step}/{worker.total_steps}"
+        return f"trial {worker.trial}, {worker.state}{then}"
+    step = f"step {worker.step}/{worker.total_steps}"
+    return f"trial {worker.trial}, {run_text(worker)}, {step}{then}"
+
+
+def _then(worker: WorkerRecord, order: str | None) -> str:
+    if order is None or worker.state == "stopped" or (worker.state, order) == ("paused", "pause"):
+        return ""
+    if worker.trial is None or order == "stop":
+        return f", told to {order}"
+    return f", {order}s after it"
 
 
 def run_text(at: CycleProgress | WorkerRecord) -> str:

@@ -7,8 +7,8 @@ import shlex
 import sys
 import time
 import warnings
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,8 +22,10 @@ from rich.table import Table
 from sqlalchemy.exc import SQLAlchemyError
 
 from hpsched.cli.app import (
+    Direction,
     Format,
     Name,
+    NewName,
     Storage,
     app,
     command_text,
@@ -33,6 +35,7 @@ from hpsched.cli.app import (
     state,
     with_storage,
 )
+from hpsched.cli.completion import one_of, sampler_names, study_names
 from hpsched.cli.screen import best_table, is_live, status_line, status_screen, value_text
 from hpsched.cli.sparkline import Seen
 from hpsched.errors import UsageError
@@ -66,7 +69,7 @@ def parse_duration(text: str | None) -> float | None:
 
 @study_app.command(epilog="Example: hpsched study create resnet -o train:objective --cycles 20")
 def create(
-    name: Name,
+    name: NewName,
     objective: Annotated[
         str,
         option(
@@ -78,7 +81,7 @@ def create(
         ),
     ],
     storage: Storage = None,
-    direction: Annotated[str, option(help="minimize or maximize.")] = "minimize",
+    direction: Direction = "minimize",
     trials: Annotated[int | None, option(help="Budget: search trials over all workers.")] = None,
     cycles: Annotated[
         float | None,
@@ -90,7 +93,10 @@ def create(
     seed: Annotated[int | None, option(help="Default: drawn at random and stored.")] = None,
     sampler: Annotated[
         str,
-        option(help="What draws recipes: hpsched's own model, or tpe, gp, qmc, cmaes or random."),
+        option(
+            help="What draws recipes: hpsched's own model, or tpe, gp, qmc, cmaes or random.",
+            autocompletion=sampler_names,
+        ),
     ] = "hpsched",
     range_tests: Annotated[int, option(help="Range-test replicates per context.")] = 3,
     reduction_factor: Annotated[
@@ -106,7 +112,8 @@ def create(
         str | None,
         option(
             help="Begin with the best recipe of this study of the same model, at another length "
-            "or batch size, instead of with the standard one."
+            "or batch size, instead of with the standard one.",
+            autocompletion=study_names,
         ),
     ] = None,
     skip_if_exists: Annotated[
@@ -233,8 +240,21 @@ def status(
             raise UsageError("--watch draws a screen: leave --format out, or call it repeatedly.")
         _watch(study, storage, interval)
         return
-    summary, now = _summary(study, storage)
-    show(summary.to_json(), format, lambda: status_screen(summary, now))
+    look = _look(study, storage)
+    show(look.summary.to_json(), format, look.screen)
+
+
+@dataclass(frozen=True)
+class Look:
+    """A study as it stands: ``now`` by the database's clock, and what its workers were told."""
+
+    summary: Summary
+    now: float
+    orders: Mapping[str, str]
+
+    def screen(self, seen: Seen | None = None) -> Any:
+        """What a terminal shows."""
+        return status_screen(self.summary, self.now, seen, self.orders)
 
 
 def _watch(study: optuna.Study, storage: str | None, interval: float) -> None:
@@ -246,52 +266,52 @@ def _watch(study: optuna.Study, storage: str | None, interval: float) -> None:
         raise typer.Exit(130) from None
 
 
-def _looks(
-    study: optuna.Study, storage: str | None, interval: float
-) -> Iterator[tuple[Summary, float]]:
-    """The study every few seconds, with the database's time, until it is done."""
-    last: tuple[Summary, float] | None = None
+def _looks(study: optuna.Study, storage: str | None, interval: float) -> Iterator[Look]:
+    """The study every few seconds until it is done."""
+    last: Look | None = None
     while True:
         try:
-            last = _summary(study, storage)
+            last = _look(study, storage)
         except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
             if last is None:
                 raise
             lost = f"no news of the study: the database is away ({type(error).__name__})"
-            last = replace(last[0], warnings=(lost,)), last[1]
+            last = replace(last, summary=replace(last.summary, warnings=(lost,)))
         yield last
-        if last[0].progress == 1.0:
+        if last.summary.progress == 1.0:
             return
         time.sleep(interval)
 
 
-def _draw_over(looks: Iterator[tuple[Summary, float]]) -> None:
+def _draw_over(looks: Iterator[Look]) -> None:
     """On a terminal, one screen."""
     seen = Seen()
     with Live(console=state.out, auto_refresh=False) as live:
-        for summary, now in looks:
-            for key, worker in summary.live.items():
+        for look in looks:
+            for key, worker in look.summary.live.items():
                 seen.look(key, worker)
-            if "--watch" in summary.next_command:  # the reader is doing it
-                summary = replace(summary, next_command="")
-            live.update(status_screen(summary, now, seen), refresh=True)
+            if "--watch" in look.summary.next_command:  # the reader is doing it
+                look = replace(look, summary=replace(look.summary, next_command=""))
+            live.update(look.screen(seen), refresh=True)
 
 
-def _log_changes(looks: Iterator[tuple[Summary, float]]) -> None:
+def _log_changes(looks: Iterator[Look]) -> None:
     """In logs and CI, a line whenever something has changed, and the whole at the end."""
     said, last = "", None
-    for summary, now in looks:
-        line, last = status_line(replace(summary, eta=None)), (summary, now)
+    for last in looks:
+        summary = last.summary
+        line = status_line(replace(summary, eta=None))
         if line != said:
             said = line
             left = f", about {duration(summary.eta)} left" if summary.eta else ""
             typer.echo(f"{time.strftime('%H:%M:%S')} {summary.name}: {line}{left}")
     if last is not None:
-        state.out.print(status_screen(*last))
+        state.out.print(last.screen())
 
 
-def _summary(study: optuna.Study, storage: str | None) -> tuple[Summary, float]:
-    """The study now, and what time that is for the database."""
+def _look(study: optuna.Study, storage: str | None) -> Look:
+    """The study now."""
+    from hpsched.orders import given
     from hpsched.storage import clock
     from hpsched.summary import summarise
 
@@ -299,14 +319,25 @@ def _summary(study: optuna.Study, storage: str | None) -> tuple[Summary, float]:
         warnings.simplefilter("ignore")  # the summary names what it could not read
         now = clock(study._storage)()
         found = summarise(study, now)
-    return replace(found, next_command=with_storage(found.next_command, storage)), now
+    found = replace(found, next_command=with_storage(found.next_command, storage))
+    return Look(found, now, given(study.user_attrs))
 
 
 @study_app.command(epilog="Example: hpsched study best resnet --format torch")
 def best(
     name: Name,
     storage: Storage = None,
-    format: Annotated[str, option("--format", "-f", help="table, torch, json or yaml.")] = "table",
+    format: Annotated[
+        str,
+        option(
+            "--format",
+            "-f",
+            envvar=["HPSCHED_STUDY_BEST_FORMAT", "HPSCHED_FORMAT"],  # its own comes first
+            show_envvar=True,
+            help="table, torch, json or yaml.",
+            autocompletion=one_of("table", "torch", "json", "yaml"),
+        ),
+    ] = "table",
 ) -> None:
     """The best recipe: its values, how good it is on fresh seeds, and code to paste."""
     from hpsched.ledger import best_json, optimizer_name, read_runs
@@ -331,7 +362,12 @@ def best(
 def report(
     names: Annotated[
         list[str],
-        typer.Argument(help="A study, or several to compare.", show_default=False, metavar="NAME…"),
+        typer.Argument(
+            help="A study, or several to compare.",
+            show_default=False,
+            metavar="NAME…",
+            autocompletion=study_names,
+        ),
     ],
     storage: Storage = None,
     output: Annotated[
@@ -344,6 +380,7 @@ def report(
             "-f",
             help="html or md. Default: by the name of --output; md on stdout.",
             show_default=False,
+            autocompletion=one_of("html", "md"),
         ),
     ] = None,
 ) -> None:
@@ -389,7 +426,10 @@ def export(
     output: Annotated[
         Path | None, option("--output", "-o", help="A file instead of stdout.")
     ] = None,
-    format: Annotated[str, option("--format", "-f", help="json or csv.")] = "json",
+    format: Annotated[
+        str,
+        option("--format", "-f", help="json or csv.", autocompletion=one_of("json", "csv")),
+    ] = "json",
 ) -> None:
     """Everything as JSON, which `hpsched study import` reads; or one line a trial as CSV."""
     from hpsched.archive import export_csv, export_json
@@ -420,7 +460,7 @@ def import_(
     """Store an exported study, exactly as it was; trials that were running wait to run again."""
     from hpsched.archive import import_study, read_archive
 
-    archive = read_archive(_read(file), str(file))
+    archive = read_archive(_read(file), _called(file))
     with Progress(console=state.err, transient=True, disable=not state.err.is_terminal) as screen:
         task = screen.add_task("trials", total=len(archive.trials))
         study = import_study(
@@ -440,14 +480,31 @@ def import_(
 
 def _read(file: Path) -> str:
     try:
-        data = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
-        return data.decode()
+        data = sys.stdin.buffer.read() if _is_stdin(file) else file.read_bytes()
+        text = data.decode()
     except OSError as error:
         raise UsageError(
-            f"Cannot read {file}: {error.strerror}. Name what `hpsched study export` wrote."
+            f"Cannot read {_called(file)}: {error.strerror}. Name what `hpsched study export` "
+            "wrote."
         ) from None
     except UnicodeDecodeError:
-        raise UsageError(f"{file} is no export of a study: it is not UTF-8 text.") from None
+        raise UsageError(
+            f"{_called(file)} is no export of a study: it is not UTF-8 text."
+        ) from None
+    if _is_stdin(file) and not text.strip():
+        raise UsageError(
+            "Nothing came on standard input: name a file, or pipe `hpsched study export NAME` into "
+            "this (when that fails, it says why)."
+        )
+    return text
+
+
+def _is_stdin(file: Path) -> bool:
+    return str(file) == "-"
+
+
+def _called(file: Path) -> str:
+    return "standard input" if _is_stdin(file) else str(file)
 
 
 @study_app.command(epilog="Example: hpsched study delete resnet --yes")

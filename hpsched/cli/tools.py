@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from hpsched.cli.app import Format, Storage, app, option, show
+from hpsched.cli.completion import study_names
 from hpsched.errors import UsageError
 
 schedule_app = typer.Typer(no_args_is_help=True, help="The schedules hpsched knows.")
@@ -64,7 +65,11 @@ def schedule_plot(
 def doctor(
     storage: Storage = None,
     study: Annotated[
-        str | None, option(help="Check this study too: settings, records, objective.")
+        str | None,
+        option(
+            help="Check this study too: settings, records, objective.",
+            autocompletion=study_names,
+        ),
     ] = None,
     objective: Annotated[
         str | None, option("--objective", "-o", help="Check this module:function.")

@@ -147,6 +147,7 @@ OTHERS = {  # modules that cannot be imported, and one that can, without torch
     "syntax.py": "def objective(trial)\n    return 1.0\n",
     "raises.py": "raise RuntimeError('no data in /data [at all]')\n",
     "exits.py": "import sys\nsys.exit(7)\n",
+    "calls.py": "nothing = lambda: 3\ndef more(trial, data): return 3\n",
     "needs.py": "import a_package_nobody_has\n",
 }
 NO_SERVER = "postgresql+psycopg://user:secret@127.0.0.1:1/x"
@@ -345,6 +346,15 @@ def test_best_in_words_and_as_data(finished: Path) -> None:
     assert data["seeds"] == len(data["values"]) == 3
 
 
+def test_best_takes_its_format_from_the_environment(finished: Path) -> None:
+    best = ("study", "best", "toy")
+    everywhere = {"HPSCHED_FORMAT": "json"}
+    assert json.loads(ok(*best, cwd=finished, **everywhere))["seeds"] == 3
+    assert "seeds: 3" in ok(*best, "-f", "yaml", cwd=finished, **everywhere)
+    code = ok(*best, cwd=finished, **everywhere, HPSCHED_STUDY_BEST_FORMAT="torch")
+    assert "scheduler.step()" in code
+
+
 def test_report_prints_where_it_is(finished: Path, tmp_path: Path) -> None:
     path = tmp_path / "r.html"
     assert ok("study", "report", "toy", "-o", path, cwd=finished) == f"{path}\n"
@@ -526,6 +536,15 @@ def test_demo(tmp_path: Path) -> None:
     assert reopen(tmp_path, "digits").trials == []
 
 
+@pytest.mark.parametrize(
+    "budget", ["--cycles 0", "--cycles nan", "--cycles inf", "--cycles=-1", "--trials 0"]
+)
+def test_a_demo_with_no_budget_makes_no_folder(tmp_path: Path, budget: str) -> None:
+    option, value = re.split("[ =]", budget)
+    refused(run("demo", *budget.split(), cwd=tmp_path), 2, option, value)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_names_need_no_care(folder: Path) -> None:
     """A name with spaces and brackets, a storage elsewhere: the next command can be pasted."""
     name, url = "a [b]study", "sqlite:///else where.db"
@@ -576,19 +595,44 @@ def test_help_has_an_example_that_parses(path: tuple[str, ...]) -> None:
     made.make_context(path[-1], words[1 + len(path) :])  # raises on an option that is not there
 
 
-def test_completion() -> None:
+def complete(*arguments: str, cwd: Path, **env: str) -> list[str]:
     script = Path(sys.executable).with_name("hpsched")  # the console script of this environment
+    whole = environment(_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1", **env)
+    done = subprocess.run([script, *arguments], env=whole, capture_output=True, text=True, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return done.stdout.split("\n")
 
-    def complete(*arguments: str, **env: str) -> list[str]:
-        whole = environment(_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1", **env)
-        done = subprocess.run([script, *arguments], env=whole, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return done.stdout.split("\n")
 
-    assert any("-F _hpsched_completion hpsched" in x for x in complete("--show-completion", "bash"))
-    asked = {"COMP_WORDS": "hpsched study ", "COMP_CWORD": "2"}
-    offered = complete(_HPSCHED_COMPLETE="complete_bash", **asked)
-    assert {"create", "status", "delete"} <= set(offered)
+def offered(line: str, cwd: Path) -> set[str]:
+    """What Tab offers at the end of a line."""
+    asked = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split(" ")) - 1)}
+    return set(complete(cwd=cwd, _HPSCHED_COMPLETE="complete_bash", **asked)) - {""}
+
+
+def test_completion(finished: Path, tmp_path: Path) -> None:
+    said = complete("--show-completion", "bash", cwd=tmp_path)
+    assert any("-F _hpsched_completion hpsched" in line for line in said)
+    assert {"create", "status", "delete"} <= offered("hpsched study ", tmp_path)
+    assert offered("hpsched study status ", finished) == {"toy"}
+    assert offered("hpsched study status t", finished) == {"toy"}
+    assert offered("hpsched study status ", tmp_path) == set()
+    storage = f"--storage sqlite:///{finished}/hpsched.db"
+    assert offered(f"hpsched worker pause {storage} ", tmp_path) == {"toy"}
+    assert list(tmp_path.iterdir()) == []  # nothing was made
+
+
+@pytest.mark.parametrize(
+    ("line", "values"),
+    [
+        ("study status --format ", {"table", "json", "yaml"}),
+        ("study best -f t", {"table", "torch"}),
+        ("study create --direction ", {"minimize", "maximize"}),
+        ("study create --sampler ", {"hpsched", "tpe", "gp", "qmc", "cmaes", "random"}),
+    ],
+)
+def test_completion_of_values(line: str, values: set[str], tmp_path: Path) -> None:
+    assert offered(f"hpsched {line}", tmp_path) == values
 
 
 @pytest.mark.parametrize(
@@ -641,6 +685,18 @@ def test_options_from_the_environment(folder: Path) -> None:
 # -- wrong calls -----------------------------------------------------------------------------------
 
 
+def test_a_refused_value_from_the_environment_is_named_with_its_variable(folder: Path) -> None:
+    arguments = shlex.split(CREATE)
+    variable = "HPSCHED_STUDY_CREATE_CYCLES"
+    wide = {"COLUMNS": "200"}
+    refused(run(*arguments, cwd=folder, **wide, **{variable: "abc"}), 2, f"'abc' (from {variable})")
+    given = run(*arguments, "--cycles", "xyz", cwd=folder, **wide, **{variable: "abc"})
+    refused(given, 2, "'xyz'")
+    assert variable not in given.stderr
+    debug = run("study", "list", cwd=folder, **wide, HPSCHED_DEBUG="perhaps")
+    refused(debug, 2, "'perhaps' (from HPSCHED_DEBUG)")
+
+
 def wrong(arguments: str, code: int, *words: str, id: str) -> Any:
     return pytest.param(arguments, code, words, id=id)
 
@@ -668,12 +724,20 @@ CREATE = "study create new -o light:objective"
         wrong("study list --storage postgresql://user:p@secret@h/x", 2, "//user:***@h/x", "%40",
               id="an @ in the password"),
         wrong("study list --storage sqlite://", 2, "file", id="SQLite in memory"),
+        wrong("study list --storage ''", 2, "storage given is empty", "leave --storage out",
+              id="an empty storage"),
+        wrong(f"{CREATE} --storage=", 2, "storage given is empty", "sqlite:///file.db",
+              id="create in an empty storage"),
         wrong("study create new -o nothing:objective", 2, "'nothing'", "Run this from the folder",
               id="no module"),
         wrong("study create new -o nothing.py:objective", 2, "nothing.py", "no file", id="no file"),
         wrong("study create new -o light:nothing", 2, "'nothing'", "its functions are: objective",
               id="no function"),
         wrong("study create new -o light:x", 2, "'light:x' is int", id="not a function"),
+        wrong("study create new -o calls:nothing", 2, "'calls:nothing'", "the arguments ()",
+              "def objective(trial)", id="an objective that takes nothing"),
+        wrong("study create new -o calls:more", 2, "(trial, data)", "'data'", "defaults",
+              id="an objective that takes more than a trial"),
         wrong("study create new -o light", 2, "'light'", "module:function", id="not of the form"),
         wrong("study create new", 2, "--objective", "HPSCHED_OBJECTIVE", id="no objective"),
         wrong("study create new -o syntax:objective", 2, "SyntaxError", "syntax.py, line 1", "Mend",
@@ -688,7 +752,9 @@ CREATE = "study create new -o light:objective"
               id="two budgets"),
         wrong(f"{CREATE} --cycles 0", 2, "cycles=0", "above 0", id="no cycles"),
         wrong(f"{CREATE} --trials 0", 2, "trials=0", "above 0", id="no trials"),
-        wrong(f"{CREATE} --trials many", 2, "--trials", "integer", id="trials not a number"),
+        wrong(f"{CREATE} --trials many", 2, "--trials", "integer", "'many'",
+              id="trials not a number"),
+        wrong(f"{CREATE} --cycles abc", 2, "--cycles", "number", "'abc'", id="cycles in words"),
         wrong(f"{CREATE} --timeout nonsense", 2, "'nonsense'", "30m", id="timeout nonsense"),
         wrong(f"{CREATE} --timeout -3h", 2, "'-3h'", "8h", id="timeout negative"),
         wrong(f"{CREATE} --sampler magic", 2, "'magic'", "hpsched, tpe, gp", id="unknown sampler"),
@@ -696,6 +762,8 @@ CREATE = "study create new -o light:objective"
         wrong(f"{CREATE} --reduction-factor 1", 2, "reduction_factor=1", "2", id="reduction by 1"),
         wrong("study list -f xml", 2, "'xml'", "json", id="unknown format of list"),
         wrong("study best toy -f keras", 2, "'keras'", "json", id="unknown format of best"),
+        wrong("study import -", 2, "Nothing came on standard input", "hpsched study export NAME",
+              id="import of nothing"),
         wrong("study export toy -f xml", 2, "'xml'", "csv", id="unknown format of export"),
         wrong("study status toy --watch -f json", 2, "--watch", id="watch as json"),
         wrong("study report toy -o /no/such/r.html", 2, "/no/such/r.html",
@@ -731,7 +799,7 @@ CREATE = "study create new -o light:objective"
         wrong("schedule plot -o s.bmp", 2, "s.bmp", ".html", id="schedule plot to .bmp"),
         wrong("lr-find toy:objective", 1, "'toy:objective' failed", "toy.py", "train(cycle)",
               id="lr-find of an objective"),
-        wrong("dashboard --port 99999", 2, "--port", "65535", id="no such port"),
+        wrong("dashboard --port 99999", 2, "--port", "65535", "'99999'", id="no such port"),
         wrong("study frobnicate", 2, "frobnicate", id="unknown command"),
     ],
 )  # fmt: skip

@@ -215,7 +215,7 @@ def test_what_the_command_refuses(tmp_path: Path) -> None:
         (".",): "Cannot read .: Is a directory",
         ("binary",): "binary is no export",
         ("part.json",): "only a part of one",
-        ("-",): "- is no export",
+        ("-",): "Nothing came on standard input",
         ("many.json",): "--name",
         ("many.json", "--name", " "): "--name",
     }.items():

@@ -71,7 +71,9 @@ def test_a_stopped_worker_puts_its_trial_back_and_ends(sqlite_fleet: Fleet) -> N
     worker = fleet.start(PACE='{"rung1": 60}', **QUICK)
     name = fleet.until_starts("rung1", worker.pid)
     told(fleet, "stop")
-    assert "told to stop" in fleet.wait(worker, 0, seconds=50)
+    said = fleet.wait(worker, 0, seconds=50)
+    assert "told to stop" in said
+    assert "SIGTERM" not in said  # nobody sent one
     unfinished = [trial for trial in fleet.study().trials if not trial.state.is_finished()]
     assert [trial.state for trial in unfinished] == [TrialState.WAITING]
     fleet.run()
@@ -87,10 +89,17 @@ def test_orders_reach_those_they_are_for(sqlite_fleet: Fleet) -> None:
     first, second = (fleet.start(PACE='{"rung0": 60, "range_test0": 60}', **QUICK) for _ in "ab")
     fleet.until(lambda: len(at_work(fleet.study())) == 2)
     ids = {worker.pid: id_ for id_, worker in at_work(fleet.study()).items()}
-    with pytest.raises(UsageError, match=r"No worker 'nobody'; at work are: .*:"):
+    with pytest.raises(UsageError, match=r"No worker 'nobody'; at work are: .*:.* all of them"):
         orders.give(fleet.study(), "stop", ["nobody"])
     with pytest.raises(UsageError, match="order='dance': one of pause"):
         orders.give(fleet.study(), "dance")
+    told(fleet, "pause", ids[second.pid])
+    listed = {w["pid"]: w["order"] for w in json.loads(told(fleet, "list", "--format", "json"))}
+    assert listed == {first.pid: None, second.pid: "pause"}
+    assert told(fleet, "list").count("pauses after it") == 1
+    screen = ["study", "status", "fake", "--storage", fleet.url]
+    shown = forked.call(screen, cwd=fleet.folder, env=environment(COLUMNS="200"))
+    assert "pauses after it" in " ".join(shown.stdout.split())
     assert list(orders.give(fleet.study(), "stop", [ids[first.pid][:6]])) == [ids[first.pid]]
     fleet.wait(first, seconds=50)
     assert second.poll() is None

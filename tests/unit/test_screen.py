@@ -18,7 +18,7 @@ from rich.markup import escape
 
 from hpsched.cli.fleet_screen import node_table
 from hpsched.cli.lr_find import verdict
-from hpsched.cli.screen import RunLine, is_live, progress_line, status_line, status_screen
+from hpsched.cli.screen import RunLine, doing, is_live, progress_line, status_line, status_screen
 from hpsched.cli.sparkline import BLOCKS, PLAIN, SEEN, Seen, sparkline, steps_line
 from hpsched.cycle import Progress
 from hpsched.devices import Device
@@ -136,6 +136,27 @@ def test_the_answer_is_whole_at_any_width(width: int) -> None:
     assert "Next: hpsched study status mixed --watch" in said
     for rung in busy().rungs:
         assert f"{rung.rung} {rung.steps:,} {rung.reached} {rung.pruned}" in said
+
+
+@pytest.mark.parametrize(
+    ("order", "more", "said"),
+    [
+        (None, {}, "trial 12, rung 1, step 290/300"),
+        ("pause", {}, "trial 12, rung 1, step 290/300, pauses after it"),
+        ("drain", {"kind": None}, "trial 12, running, drains after it"),
+        ("stop", {}, "trial 12, rung 1, step 290/300, told to stop"),
+        ("pause", {"trial": None, "state": "idle"}, "idle, told to pause"),
+        ("pause", {"trial": None, "state": "paused"}, "paused"),
+        ("drain", {"trial": None, "state": "paused"}, "paused, told to drain"),
+        ("drain", {"trial": None, "state": "stopped"}, "stopped"),
+    ],
+)
+def test_a_worker_shows_what_it_was_told(
+    order: str | None, more: dict[str, Any], said: str
+) -> None:
+    assert doing(record(**more), order) == said
+    if order == "pause" and not more:
+        assert said in printed(status_screen(busy(), NOW, orders={"a": order}))
 
 
 def test_wide_screens_show_the_curve_and_the_time_left_of_a_run() -> None:
