@@ -170,6 +170,34 @@ def test_keys_scroll_what_is_too_wide(opened: Open, tmp_path: Path) -> None:
 
 
 @pytest.mark.browser
+def test_the_best_recipes_fit_a_desktop(opened: Open, tmp_path: Path) -> None:
+    page = opened(write_report(report_studies.confirmed(), tmp_path / "r.html")).page
+    table = page.locator("[aria-label='The best recipes']")
+    assert table.locator("th", has_text="weight_decay").is_visible()
+    assert table.evaluate("element => element.scrollWidth - element.clientWidth") == 0
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [320, 390, 1200])
+@pytest.mark.parametrize("made", PAGES[::3], ids=["report", "comparison"])
+def test_no_number_is_broken(
+    made: list[Callable[[], Summary]], width: int, opened: Open, tmp_path: Path
+) -> None:
+    page = opened(write_report([one() for one in made], tmp_path / "r.html"), width).page
+    assert page.locator("td.number").count() > 20
+    assert page.evaluate(BROKEN) == []
+
+
+BROKEN = """
+[...document.querySelectorAll("td.number:not(.own)")].filter(cell => {
+  const range = document.createRange();
+  range.selectNodeContents(cell);
+  return range.getClientRects().length > 1;
+}).map(cell => cell.textContent)
+"""
+
+
+@pytest.mark.browser
 def test_a_browser_that_cannot_unpack_says_so(opened: Open, tmp_path: Path) -> None:
     path = write_report(report_studies.confirmed(), tmp_path / "report.html")
     found = opened(path, script="delete window.DecompressionStream")
