@@ -5,6 +5,8 @@ Chromium's own complaints (no D-Bus, no GPU) go to stderr as well; only lines of
 
 from __future__ import annotations
 
+import itertools
+import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -235,6 +237,21 @@ def test_a_figures_title_and_verdict_are_not_cut_off(
     plot = page.locator(".plotly-graph-div")
     assert plot.locator(".gtitle").count() == 0  # said once
     assert "guess" in plot.inner_text()
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [320, 390, 1200])
+@pytest.mark.parametrize("made", COMPARED[:2])
+def test_labels_of_rates_do_not_touch(
+    made: Callable[[], Summary], width: int, opened: Open, tmp_path: Path
+) -> None:
+    page = opened(write_report(made(), tmp_path / "report.html"), width).page
+    for figure in ("range-test-0", "refining-0"):
+        labels = page.locator(f"#figure-{figure} .xtick text", has_text=re.compile(r"\d"))
+        boxes = [box for label in labels.all() if (box := label.bounding_box())]
+        assert len(boxes) > 2
+        for left, right in itertools.pairwise(boxes):
+            assert left["x"] + left["width"] + 3 < right["x"], figure
 
 
 @pytest.mark.browser
