@@ -1,7 +1,8 @@
 """Several studies against each other: whose recipe is better, at what cost, and is that certain?
 
 A study's own value was chosen among many and is too good on average, so only fresh seeds count as
-evidence (:mod:`hpsched.ledger`), compared by Welch's t-test.
+evidence (:mod:`hpsched.ledger`). Where two studies ran on the same ones, as those of ``hpsched
+compare`` do, they are compared seed by seed, as it does; else by Welch's t-test.
 """
 
 from __future__ import annotations
@@ -9,12 +10,15 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from optuna.study import StudyDirection
 
 from hpsched import records
+from hpsched.compare import Arm, Difference, differences
 from hpsched.errors import UsageError
 from hpsched.figure_data import cell_text
-from hpsched.ledger import SIGNIFICANCE, Best
+from hpsched.ledger import SIGNIFICANCE, Best, Run
 from hpsched.present import duration, mean_and_spread, number
 from hpsched.report_content import several_objectives
 from hpsched.summary import Summary
@@ -25,10 +29,14 @@ class Pair:
     """Two studies' best recipes on fresh seeds.
 
     Attributes:
-        better, worse: The studies, by the mean over fresh seeds.
+        better, worse: The studies, by the mean over fresh seeds; where a run on the same seeds
+            diverged, by the number of seeds on which each is ahead.
         difference: Of the means, as good as positive.
-        p: Of Welch's t-test, two-sided; None with fewer than two fresh seeds on either side.
+        p: Of Welch's t-test, two-sided; where the seeds are the same, that of
+            :func:`hpsched.compare.differences`. None with fewer than two on either side.
         verdict: What that says, in words.
+        low, high: 95 % interval of the difference; None where the seeds differ, or without one.
+        paired: Whether both ran on the same seeds.
     """
 
     better: str
@@ -36,6 +44,9 @@ class Pair:
     difference: float
     p: float | None
     verdict: str
+    low: float | None = None
+    high: float | None = None
+    paired: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +87,7 @@ def compare(summaries: Sequence[Summary]) -> Comparison:
         raise UsageError("A comparison needs two studies or more: name another one.")
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UsageError(f"{twice[0]!r} is named twice: name each study once.")
+    summaries = [_as_counted(summary) for summary in summaries]
     pairs = list(_pairs(summaries))
     return Comparison(
         studies=tuple(summaries),
@@ -106,6 +118,9 @@ def _pairs(summaries: Sequence[Summary]) -> Iterator[Pair]:
         sign = 1 if one.direction == "minimize" else -1
         first, second = sorted((one, other), key=lambda s: sign * s.best.mean if s.best else 0.0)
         assert first.best is not None and second.best is not None
+        if _same_seeds(first, second):
+            yield _paired(first, second)
+            continue
         p = welch(first.best.fresh, second.best.fresh)
         yield Pair(
             better=first.name,
@@ -114,6 +129,30 @@ def _pairs(summaries: Sequence[Summary]) -> Iterator[Pair]:
             p=p,
             verdict=_verdict(p),
         )
+
+
+def _paired(first: Summary, second: Summary) -> Pair:
+    """Two studies on the same fresh seeds, as ``hpsched compare`` sets them against each other."""
+    assert first.best is not None and second.best is not None
+    arms = [Arm(schedule=s.name, study=s.name, scores=_scores(s)) for s in (first, second)]
+    (found,) = differences(arms, StudyDirection[first.direction.upper()])
+    if _behind(found):
+        return _paired(second, first)
+    apart = abs(first.best.mean - second.best.mean)
+    return Pair(
+        better=first.name,
+        worse=second.name,
+        difference=apart if found.gain is None else found.gain,
+        p=found.p,
+        verdict=_verdict(found.p),
+        low=found.low,
+        high=found.high,
+        paired=True,
+    )
+
+
+def _behind(found: Difference) -> bool:
+    return (found.wins - found.losses if found.gain is None else found.gain) < 0
 
 
 def welch(first: Sequence[float], second: Sequence[float]) -> float | None:
@@ -151,6 +190,8 @@ def _headline(summaries: Sequence[Summary], pairs: Sequence[Pair]) -> str:
     rest = f"significantly better than {', '.join(sure)}" if sure else ""
     if unsure := [name for name in beaten if name not in sure]:
         rest += f"{'; ' if rest else ''}not significantly better than {', '.join(unsure)}"
+    if ahead := [p.better for p in pairs if p.worse == first.name]:  # but diverged on a seed
+        rest += f"{'; ' if rest else ''}on most seeds {', '.join(ahead)} is better"
     said = f"{first.name} has the best mean: {mean_and_spread(first.best)}"
     cost = f"at a cost of {number(first.cost.cycles)} full cycles"
     return f"{said} over {first.best.seeds} fresh seeds, {cost}; {rest or 'too few seeds to tell'}."
@@ -167,13 +208,17 @@ def _warnings(summaries: Sequence[Summary]) -> Iterator[str]:
         each = ", ".join(f"{name} {count:,}" for name, count in steps.items())
         yield f"A full cycle has different lengths ({each} optimizer steps): so do their costs."
     for one, other in itertools.combinations(summaries, 2):
-        if shared := _seeds(one) & _seeds(other):
+        shared = _scores(one).keys() & _scores(other).keys()
+        if shared and not _same_seeds(one, other):
             yield (
                 f"{one.name} and {other.name} confirmed with {len(shared)} of the same seeds: the "
                 "two are not independent, as the test assumes; give the studies different seeds."
             )
     if sum(bool(s.best and s.best.fresh) for s in summaries) > 2:
-        yield "Of many comparisons some come out significant by chance: 1 in 20 at the 5 % level."
+        yield (
+            "Of many comparisons some come out significant by chance: 1 in 20 at the 5 % level "
+            "(hpsched compare corrects its p for their number, this page does not)."
+        )
 
 
 def _own_warnings(summary: Summary) -> Iterator[str]:
@@ -191,11 +236,43 @@ def _own_warnings(summary: Summary) -> Iterator[str]:
         yield f"{summary.name} has spent {100 * summary.progress:.0f} % of its budget so far."
 
 
-def _seeds(summary: Summary) -> set[int]:
-    """Fresh seeds on which the study's best recipe was run."""
+# -- seeds -----------------------------------------------------------------------------------------
+
+
+def _same_seeds(one: Summary, other: Summary) -> bool:
+    """Whether both best recipes ran on the same fresh seeds, two or more."""
+    seeds = _scores(one).keys()
+    return len(seeds) > 1 and seeds == _scores(other).keys()
+
+
+def _scores(summary: Summary) -> dict[int, float | None]:
+    """Fresh seed → value of the best recipe's run with it; None where it diverged."""
+    return {
+        run.cycles[-1].seed: run.full.value if run.full else None
+        for run in _counted_runs(summary)
+        if run.cycles and (run.full or run.diverged)
+    }
+
+
+def _counted_runs(summary: Summary) -> list[Run]:
+    """The best recipe's runs on fresh seeds; only those that ``hpsched compare`` queued, if any."""
     best = summary.best
-    ours = [r for r in summary.runs if best and r.confirms == best.number]
-    return {cycle.seed for run in ours for cycle in run.cycles}
+    ours = [
+        run
+        for run in summary.runs
+        if best and run.confirms == best.number and run.trial.state.is_finished()
+    ]
+    return [run for run in ours if records.SEED in run.trial.user_attrs] or ours
+
+
+def _as_counted(summary: Summary) -> Summary:
+    """The study, its best recipe with the fresh seeds that count (see :func:`_counted_runs`)."""
+    counted = _counted_runs(summary)
+    if summary.best is None or not any(records.SEED in run.trial.user_attrs for run in counted):
+        return summary
+    worst = math.inf if summary.direction == "minimize" else -math.inf
+    fresh = [worst if value is None else value for value in _scores(summary).values()]
+    return replace(summary, best=replace(summary.best, fresh=tuple(fresh)))
 
 
 # -- tables ----------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from hpsched import report_content as content
-from hpsched.comparison import RESULTS, Comparison, comparable, compare
+from hpsched.comparison import RESULTS, Comparison, Pair, comparable, compare
 from hpsched.comparison_figures import HISTORIES, histories_figure
 from hpsched.errors import UsageError
 from hpsched.figure_files import drawing, templates
@@ -133,16 +133,21 @@ def _compared(found: Comparison) -> dict[str, Any]:
         "results": found.results,
         "note": "Best value: mean ± standard deviation over the fresh seeds on which the study’s "
         "best recipe was run again; without any, the single run it was chosen by.",
-        "pair_heads": ("better", "worse", "difference", "p", "at the 5 % level"),
-        "pairs": [
-            [pair.better, pair.worse, number(pair.difference), number(pair.p, 2), pair.verdict]
-            for pair in found.pairs
-        ],
-        "pair_note": "Welch’s t-test between the fresh seeds of the studies’ best recipes, "
-        "two-sided. With two or three seeds it finds large differences only.",
+        "pair_heads": ("better", "worse", "difference", "test", "p", "at the 5 % level"),
+        "pairs": [_pair_row(pair) for pair in found.pairs],
+        "pair_note": "Two-sided, between the fresh seeds of the studies’ best recipes: seed by "
+        "seed (paired, with a 95 % interval, as hpsched compare does) where both ran on the same "
+        "ones, else by Welch’s t-test. With two or three seeds it finds large differences only.",
         "recipe_heads": ("parameter", *names),
         "recipes": found.recipes,
     }
+
+
+def _pair_row(pair: Pair) -> list[str]:
+    interval = "" if pair.low is None else f" [{number(pair.low)}, {number(pair.high)}]"
+    test = "paired" if pair.paired else "Welch"
+    difference = f"{number(pair.difference)}{interval}"
+    return [pair.better, pair.worse, difference, test, number(pair.p, 2), pair.verdict]
 
 
 def _now() -> str:

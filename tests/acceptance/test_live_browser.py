@@ -39,6 +39,10 @@ HOVER = """() => {
   Plotly.Fx.hover(plot, [{ curveNumber: curve, pointNumber: 0 }]);
 }"""
 
+WIDER = """[...document.querySelectorAll("figure")]
+  .filter(figure => figure.lastChild.scrollWidth > figure.lastChild.clientWidth)
+  .map(figure => figure.id)"""
+
 
 @dataclass(frozen=True)
 class Site:
@@ -274,6 +278,7 @@ def test_every_figure_is_drawn(site: Site, reader: Open, name: str, theme: str, 
     for plot in page.locator(".plot").all():
         assert len(plot.get_attribute("aria-label") or "") > 20
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate(WIDER) == (["figure-slice"] if width < 640 else [])  # as in the report
     page.evaluate(HOVER)
     expect(page.locator("#figure-history .hoverlayer .hovertext").first).to_be_attached()
 

@@ -5,6 +5,8 @@ Chromium's own complaints (no D-Bus, no GPU) go to stderr as well; only lines of
 
 from __future__ import annotations
 
+import itertools
+import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -170,6 +172,34 @@ def test_keys_scroll_what_is_too_wide(opened: Open, tmp_path: Path) -> None:
 
 
 @pytest.mark.browser
+def test_the_best_recipes_fit_a_desktop(opened: Open, tmp_path: Path) -> None:
+    page = opened(write_report(report_studies.confirmed(), tmp_path / "r.html")).page
+    table = page.locator("[aria-label='The best recipes']")
+    assert table.locator("th", has_text="weight_decay").is_visible()
+    assert table.evaluate("element => element.scrollWidth - element.clientWidth") == 0
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [320, 390, 1200])
+@pytest.mark.parametrize("made", PAGES[::3], ids=["report", "comparison"])
+def test_no_number_is_broken(
+    made: list[Callable[[], Summary]], width: int, opened: Open, tmp_path: Path
+) -> None:
+    page = opened(write_report([one() for one in made], tmp_path / "r.html"), width).page
+    assert page.locator("td.number").count() > 20
+    assert page.evaluate(BROKEN) == []
+
+
+BROKEN = """
+[...document.querySelectorAll("td.number:not(.own)")].filter(cell => {
+  const range = document.createRange();
+  range.selectNodeContents(cell);
+  return range.getClientRects().length > 1;
+}).map(cell => cell.textContent)
+"""
+
+
+@pytest.mark.browser
 def test_a_browser_that_cannot_unpack_says_so(opened: Open, tmp_path: Path) -> None:
     path = write_report(report_studies.confirmed(), tmp_path / "report.html")
     found = opened(path, script="delete window.DecompressionStream")
@@ -207,6 +237,21 @@ def test_a_figures_title_and_verdict_are_not_cut_off(
     plot = page.locator(".plotly-graph-div")
     assert plot.locator(".gtitle").count() == 0  # said once
     assert "guess" in plot.inner_text()
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [320, 390, 1200])
+@pytest.mark.parametrize("made", COMPARED[:2])
+def test_labels_of_rates_do_not_touch(
+    made: Callable[[], Summary], width: int, opened: Open, tmp_path: Path
+) -> None:
+    page = opened(write_report(made(), tmp_path / "report.html"), width).page
+    for figure in ("range-test-0", "refining-0"):
+        labels = page.locator(f"#figure-{figure} .xtick text", has_text=re.compile(r"\d"))
+        boxes = [box for label in labels.all() if (box := label.bounding_box())]
+        assert len(boxes) > 2
+        for left, right in itertools.pairwise(boxes):
+            assert left["x"] + left["width"] + 3 < right["x"], figure
 
 
 @pytest.mark.browser

@@ -15,8 +15,9 @@ import optuna
 import pytest
 
 import hpsched
-from hpsched import compare
+from hpsched import compare, comparison
 from hpsched.errors import StudyExistsError
+from hpsched.summary import summarise
 
 LINE = '''
 """The coefficients of a line, 90 steps a full cycle."""
@@ -122,6 +123,20 @@ def test_a_comparison_interrupted_finished_and_made_surer(folder: Path) -> None:
     for was, arm in zip(found["arms"], more["arms"], strict=True):
         assert arm["trial"] == was["trial"], "more seeds do not change which recipe is compared"
         assert arm["scores"].items() > was["scores"].items()
+    assert_page_says(folder, more)
+
+
+def assert_page_says(folder: Path, found: dict[str, Any]) -> None:
+    """The page of the studies has the means, the test and the verdict that the call printed."""
+    storage = f"sqlite:///{folder}/hpsched.db"
+    studies = [optuna.load_study(study_name=a["study"], storage=storage) for a in found["arms"]]
+    page = comparison.compare([summarise(study) for study in studies])
+    means = [summary.best.mean for summary in page.studies if summary.best]
+    assert means == pytest.approx([arm["mean"] for arm in found["arms"]])
+    (pair,), (difference,) = page.pairs, found["differences"]
+    assert pair.paired
+    assert (pair.difference, pair.p) == pytest.approx((abs(difference["gain"]), difference["p"]))
+    assert not any("same seeds" in warning for warning in page.warnings)
 
 
 @pytest.mark.parametrize(

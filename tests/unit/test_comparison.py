@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import re
 from dataclasses import replace
 from functools import cache
@@ -15,7 +17,8 @@ from fake_training import FakeTraining
 from scipy import stats
 
 import hpsched
-from hpsched import comparison, figures
+from hpsched import comparison, figures, records
+from hpsched.compare import Arm, differences
 from hpsched.comparison import comparable, compare, welch
 from hpsched.errors import UsageError
 from hpsched.ledger import best_so_far
@@ -45,6 +48,27 @@ def told(summary: Summary, *fresh: float, **more: Any) -> Summary:
     """The study with other values on fresh seeds."""
     assert summary.best is not None
     return replace(summary, best=replace(summary.best, fresh=fresh), **more)
+
+
+def confirmed_on(
+    summary: Summary, scores: dict[int, float | None], queued: bool = False, **more: Any
+) -> Summary:
+    """The study with its best recipe's runs on these fresh seeds; None is one that diverged."""
+    best = summary.best
+    assert best is not None
+    model = next(run for run in summary.runs if run.confirms == best.number and run.full)
+    assert model.full is not None
+    runs = []
+    for seed, value in scores.items():
+        trial = copy.copy(model.trial)
+        trial.user_attrs = {records.CONFIRMS: best.number}
+        trial.user_attrs |= {records.SEED: seed} if queued else {}
+        trial.user_attrs |= {records.DIVERGED: "it is infinite"} if value is None else {}
+        cycle = replace(model.full, seed=seed, value=value)
+        runs.append(replace(model, trial=trial, cycles=(cycle,)))
+    fresh = tuple(math.inf if value is None else value for value in scores.values())
+    others = [run for run in summary.runs if run.confirms != best.number]
+    return replace(summary, runs=(*others, *runs), best=replace(best, fresh=fresh), **more)
 
 
 def worse() -> Summary:
@@ -78,6 +102,72 @@ def test_with_higher_is_better_the_higher_mean_wins() -> None:
     found = compare([low, high])
     assert (found.pairs[0].better, found.pairs[0].worse) == (high.name, low.name)
     assert found.headline.startswith(f"{high.name} has the best mean")
+
+
+OURS: dict[int, float | None] = {7: 0.30, 8: 0.50, 9: 0.10, 10: 0.40}
+THEIRS: dict[int, float | None] = {10: 0.43, 9: 0.12, 8: 0.54, 7: 0.33}
+
+
+def arms(
+    ours: dict[int, float | None], theirs: dict[int, float | None], **more: Any
+) -> list[Summary]:
+    """Two studies as ``hpsched compare`` leaves them."""
+    first = confirmed_on(report_studies.confirmed(), ours, queued=True, **more)
+    second = confirmed_on(other("cosine"), theirs, queued=True, **more)
+    return [first, second]
+
+
+@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+def test_studies_on_the_same_seeds_are_compared_as_hpsched_compare_does(direction: str) -> None:
+    """The spread between seeds is ten times the difference: Welch's test would see nothing."""
+    both = arms(OURS, THEIRS, direction=direction)
+    found = compare(both)
+    (pair,) = found.pairs
+    read = [
+        Arm(schedule=s.name, study=s.name, scores=v)
+        for s, v in zip(both, (OURS, THEIRS), strict=True)
+    ]
+    (expected,) = differences(read, optuna.study.StudyDirection[direction.upper()])
+    assert expected.gain is not None and expected.low is not None and expected.high is not None
+    turned = sorted((abs(expected.low), abs(expected.high)))
+    assert (pair.p, pair.difference) == pytest.approx((expected.p, abs(expected.gain)))
+    assert [pair.low, pair.high] == pytest.approx(turned)
+    assert pair.better == (both[0] if direction == "minimize" else both[1]).name
+    assert pair.paired and pair.verdict == "significant"
+    assert f"; significantly better than {pair.worse}." in found.headline
+    assert not any("same seeds" in warning for warning in found.warnings)
+    text = render(both, as_markdown=True)
+    assert f"\\[{number(pair.low)}, {number(pair.high)}\\] | paired |" in text
+
+
+def test_confirmations_on_the_same_seeds_are_paired_whoever_queued_them() -> None:
+    both = confirmed_on(report_studies.confirmed(), OURS), confirmed_on(other("b"), THEIRS)
+    assert compare(both).pairs[0].paired
+
+
+def test_only_the_seeds_that_compare_queued_count() -> None:
+    """A search confirms on seeds of its own, which differ between the studies."""
+    both = arms(OURS, THEIRS)
+    own = [confirmed_on(s, {seed: 9.0}) for s, seed in zip(both, (50, 51), strict=True)]
+    mixed = [
+        replace(s, runs=(*more.runs, *s.runs), best=replace(s.best, fresh=(9.0, *s.best.fresh)))
+        for s, more in zip(both, own, strict=True)
+        if s.best
+    ]
+    assert compare(mixed).pairs == compare(both).pairs
+    assert compare(mixed).results == compare(both).results
+    assert "over 4 fresh seeds" in compare(mixed).headline
+
+
+def test_where_paired_runs_diverged_the_signs_decide() -> None:
+    ours: dict[int, float | None] = {seed: 0.3 for seed in range(10)}
+    theirs: dict[int, float | None] = {**dict.fromkeys(range(9), 0.4), 9: 0.2}
+    found = compare(arms({**ours, 9: None}, theirs))
+    (pair,) = found.pairs
+    assert (pair.better, pair.worse) == ("digits", "cosine")
+    assert pair.p == pytest.approx(stats.binomtest(9, 10).pvalue) and pair.low is None
+    assert found.headline.startswith("cosine has the best mean")
+    assert found.headline.endswith("; on most seeds digits is better.")
 
 
 @pytest.mark.parametrize(
@@ -141,8 +231,10 @@ def test_cycles_of_other_lengths_and_shared_seeds_are_warned_of() -> None:
     assert first.best is not None and same.best is not None
     longer = replace(worse(), best=replace(same.best, total_steps=1_800))
     assert any("digits 900" in w and "1,800" in w for w in compare([first, longer]).warnings)
-    shared = [w for w in compare([first, same]).warnings if "same seeds" in w]
+    partly = confirmed_on(first, {0: 0.1, 1: 0.2}), confirmed_on(same, {0: 0.1, 1: 0.2, 2: 0.3})
+    shared = [w for w in compare(partly).warnings if "same seeds" in w]
     assert len(shared) == 1 and "2 of the same seeds" in shared[0]
+    assert not compare(partly).pairs[0].paired
     assert not any("same seeds" in w for w in compare([first, worse()]).warnings)
 
 

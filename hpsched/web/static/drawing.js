@@ -15,6 +15,29 @@ function recoloured(value, colours) {
   );
 }
 
+const BESIDE = 165; // pixels of a telephone's width that are not an axis of the whole figure
+const LETTER = 7; // pixels of a tick label's letter there
+
+// The log axis with every second, third … label only, so that they do not touch; the lines stay.
+function thinned(axis, width) {
+  const { tickvals, ticktext, range } = axis;
+  if (!tickvals || !ticktext || !range) return axis;
+  const pixels = (value) => ((Math.log10(value) - range[0]) / (range[1] - range[0])) * width;
+  const half = (i) => ((ticktext[i].length + 1) * LETTER) / 2;
+  const first = tickvals.findIndex((value) => Math.abs(Math.log10(value) % 1) < 1e-6);
+  const kept = (i, step) => (i - Math.max(first, 0)) % step === 0;
+  const touch = (step) => {
+    const shown = tickvals.map((_, i) => i).filter((i) => kept(i, step));
+    return shown.some((i, k) => {
+      const next = shown[k + 1];
+      return next && pixels(tickvals[next]) - pixels(tickvals[i]) < half(i) + half(next);
+    });
+  };
+  let step = 1;
+  while (step < tickvals.length && touch(step)) step += 1;
+  return { ...axis, ticktext: ticktext.map((text, i) => (kept(i, step) ? text : "")) };
+}
+
 // What plotly is given; `colours` is empty on a light page.
 function dressed(figure, colours) {
   const { data, layout } = recoloured(figure, colours);
@@ -22,6 +45,9 @@ function dressed(figure, colours) {
   if (narrow) {
     layout.font = { ...layout.font, size: 11 };
     layout.margin = { ...layout.margin, l: 44, r: 12 };
+    if (layout.xaxis?.type === "log" && layout.xaxis.domain === undefined) {
+      layout.xaxis = thinned(layout.xaxis, window.innerWidth - BESIDE);
+    }
   }
   const config = {
     responsive: true,
