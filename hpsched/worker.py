@@ -623,7 +623,8 @@ class Worker:
             return
         if self._stop is None:
             grace = self._grace if self._keeper.used else 0.0
-            self._stop, self._stop_at = number, time.monotonic() + grace
+            self._signalled = time.monotonic()  # first: the same signal may come while we log
+            self._stop, self._stop_at = number, self._signalled + grace
             if self._order != "stop":  # or the signal may be our own, and that was told already
                 logger.warning("%s: ending; again to end at once", signal.Signals(number).name)
             self._keeper.stopping = True
@@ -632,7 +633,6 @@ class Worker:
                 self._watchdog = threading.Timer(longest, self._end_process, [number])
                 self._watchdog.daemon = True
                 self._watchdog.start()
-            self._signalled = time.monotonic()
             if grace:
                 self._keeper.ending = Interrupted
                 self._again_in(grace, number)

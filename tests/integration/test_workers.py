@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -305,6 +306,35 @@ def test_a_signal_in_a_claim(
     assert states in ([], [TrialState.WAITING])
     assert not Worker(study, objective).run().interrupted
     assert len(study.get_trials(states=FINISHED)) == 2
+
+
+def test_the_same_signal_while_the_first_is_being_told(
+    study: optuna.Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Schedulers signal a whole group: the second may come at any moment, in the handler too."""
+
+    class Twice(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "again to end at once" in record.getMessage():
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    def signalled(trial: optuna.Trial) -> float:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return objective(trial)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    ended: list[int] = []
+    monkeypatch.setattr(Worker, "_end_process", lambda worker, number: ended.append(number))
+    log, twice = logging.getLogger("hpsched.worker"), Twice()
+    log.addHandler(twice)
+    try:
+        assert Worker(study, signalled, ends_process=True).run().interrupted
+    finally:
+        log.removeHandler(twice)
+        for number, handler in before.items():  # a process that ends leaves them ignored
+            signal.signal(number, handler)
+    assert [trial.state for trial in study.get_trials()] == [TrialState.WAITING]
+    assert not ended
 
 
 class Killed(BaseException):

@@ -388,7 +388,7 @@ def test_sweeps_written_out() -> None:
 )
 def test_sweeps_hit_both_ends_and_rise_evenly(count: int, ends: list[float], mode: str) -> None:
     low, high = ends
-    assume(low < high)
+    assume(low * (1 + 1e-10) < high)  # closer ones rise only to within rounding (below)
     sweep = s.range_test(count, low, high, mode)
     assert (sweep(-3), sweep(0), sweep(count - 1), sweep(10**400)) == (low, low, high, high)
     lrs = values(sweep, count)
