@@ -137,7 +137,7 @@ def _read_run(trial: FrozenTrial) -> Run:
 def fruitless(runs: Iterable[Run]) -> bool:
     """Whether complete cycles were run, and not one of them gave a finite result."""
     values = [cycle.value for run in runs for cycle in run.cycles]
-    return bool(values) and not any(value is not None for value in values)
+    return bool(values) and all(value is None for value in values)
 
 
 def optimizer_name(runs: Iterable[Run]) -> str:
@@ -158,7 +158,7 @@ def as_they_ended(runs: Iterable[Run]) -> Iterator[tuple[Run, float]]:
     """The trials in the order in which they ended, each with the full cycles spent by then."""
     counted: set[str] = set()
     spent = 0.0
-    for run in sorted(runs, key=_ended):
+    for run in sorted(runs, key=when_ended):
         parts = run.parts()  # of a retried trial some were another's before
         spent += sum(cost.cycles for name, cost in parts.items() if name not in counted)
         counted.update(parts)
@@ -176,7 +176,8 @@ def best_so_far(runs: Iterable[Run], minimise: bool) -> list[tuple[float, float]
     return found
 
 
-def _ended(run: Run) -> tuple[float, int]:
+def when_ended(run: Run) -> tuple[float, int]:
+    """Sorts runs by when they ended, those that have not last."""
     when = run.trial.datetime_complete
     return (when.timestamp() if when else math.inf, run.trial.number)
 

@@ -214,6 +214,14 @@ def _check_name(name: str) -> None:
         )
 
 
+def check_budget(name: str, value: float) -> None:
+    """Raise UsageError for a budget that is none, not finite, or a slip of the pen."""
+    if not 0 < value < LARGEST_BUDGET:
+        raise UsageError(
+            f"{name}={value!r}: a budget must be above 0 and below {LARGEST_BUDGET:g}."
+        )
+
+
 def _settings(**values: Any) -> Settings:
     limits = [key for key in ("trials", "cycles", "timeout") if values[key] is not None]
     if len(limits) > 1:
@@ -221,10 +229,7 @@ def _settings(**values: Any) -> Settings:
     if not limits:
         values["cycles"] = DEFAULT_CYCLES
     for key in limits:
-        if not 0 < values[key] < LARGEST_BUDGET:
-            raise UsageError(
-                f"{key}={values[key]!r}: a budget must be above 0 and below {LARGEST_BUDGET:g}."
-            )
+        check_budget(key, values[key])
     least = {"range_tests": 0, "reduction_factor": 2, "confirm_top": 0, "confirm_seeds": 0}
     for key, low in least.items():
         value = values[key]

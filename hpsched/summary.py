@@ -7,8 +7,7 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import datetime
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from optuna.study import Study, StudyDirection
@@ -28,6 +27,7 @@ from hpsched.ledger import (
     is_over,
     read_runs,
     total_cost,
+    when_ended,
 )
 from hpsched.records import Settings, WorkerRecord
 from hpsched.search import of_study
@@ -390,9 +390,8 @@ def _failure_warnings(runs: Sequence[Run]) -> Iterable[str]:
 
 def _stuck(runs: Sequence[Run]) -> bool:
     """Whether workers gave up: the latest trials all failed, or no run gave a finite result."""
-    ended = [run.trial for run in runs if run.trial.datetime_complete]
-    ended.sort(key=lambda trial: cast(datetime, trial.datetime_complete))
-    latest = [trial.state for trial in ended[-FAILURES_IN_A_ROW:]]
+    ended = sorted((run for run in runs if run.trial.datetime_complete), key=when_ended)
+    latest = [run.trial.state for run in ended[-FAILURES_IN_A_ROW:]]
     return latest == [TrialState.FAIL] * FAILURES_IN_A_ROW or fruitless(runs)
 
 

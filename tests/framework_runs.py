@@ -176,3 +176,14 @@ def assert_whole(study: optuna.Study, optimizer: str, momentum_name: str) -> Non
     assert full
     assert all(0 <= trial.value < 0.6 for trial in full)  # chance is 0.9 and 0.67
     assert any(key.startswith(records.RUNG) for key in full[0].user_attrs)
+
+
+def assert_learned(study: optuna.Study) -> None:
+    """Of a framework with optimizers of its own, like Adam: range tests, and good full runs."""
+    sweeps = evidence.sweeps(study.get_trials(deepcopy=False))
+    assert len(sweeps) == 3
+    assert all(sweep.momentum_name == "beta1" for sweep in sweeps)
+    full = [t.value for t in study.trials if t.state == optuna.trial.TrialState.COMPLETE]
+    assert full
+    assert min(full) < 0.2  # chance is 0.67
+    assert hpsched.best(study).params["max_lr"] > 0

@@ -110,6 +110,16 @@ Name = Annotated[
     typer.Argument(help="The study's name.", show_default=False, autocompletion=study_names),
 ]
 NewName = Annotated[str, typer.Argument(help="The study's name.", show_default=False)]
+Objective = Annotated[
+    str,
+    option(
+        "--objective",
+        "-o",
+        envvar="HPSCHED_OBJECTIVE",
+        show_envvar=True,
+        help="The objective, as module:function or file.py:function.",
+    ),
+]
 Direction = Annotated[
     str, option(help="minimize or maximize.", autocompletion=one_of("minimize", "maximize"))
 ]

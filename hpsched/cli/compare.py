@@ -18,6 +18,7 @@ from rich.text import Text
 from hpsched.cli.app import (
     Direction,
     Format,
+    Objective,
     Storage,
     app,
     check_format,
@@ -38,16 +39,7 @@ if TYPE_CHECKING:
 @app.command(epilog="Example: hpsched compare resnet -o train:objective --cycles 10 --seeds 10")
 def compare(
     name: Annotated[str, typer.Argument(help="Of the comparison; its studies are NAME-SCHEDULE.")],
-    objective: Annotated[
-        str,
-        option(
-            "--objective",
-            "-o",
-            envvar="HPSCHED_OBJECTIVE",
-            show_envvar=True,
-            help="The objective, as module:function or file.py:function.",
-        ),
-    ],
+    objective: Objective,
     schedules: Annotated[
         str, option(help="What to compare one-cycle with; see `hpsched schedule list`.")
     ] = "cosine,step,constant",

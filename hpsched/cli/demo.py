@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import os
 import shlex
 import shutil
@@ -42,8 +41,9 @@ def demo(
 
     Writes the study's one source file, digits.py, into the folder: change it and go on.
     """
-    if not (cycles > 0 and math.isfinite(cycles)):  # `study create` would, in a folder by then
-        raise UsageError(f"--cycles {cycles}: a budget must be above 0, such as 20.")
+    from hpsched.study import check_budget
+
+    check_budget("--cycles", cycles)  # `study create` would, in a folder by then
     try:
         import sklearn  # noqa: F401
     except ImportError:

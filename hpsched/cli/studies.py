@@ -26,6 +26,7 @@ from hpsched.cli.app import (
     Format,
     Name,
     NewName,
+    Objective,
     Storage,
     app,
     command_text,
@@ -70,16 +71,7 @@ def parse_duration(text: str | None) -> float | None:
 @study_app.command(epilog="Example: hpsched study create resnet -o train:objective --cycles 20")
 def create(
     name: NewName,
-    objective: Annotated[
-        str,
-        option(
-            "--objective",
-            "-o",
-            envvar="HPSCHED_OBJECTIVE",
-            show_envvar=True,
-            help="The objective, as module:function or file.py:function.",
-        ),
-    ],
+    objective: Objective,
     storage: Storage = None,
     direction: Direction = "minimize",
     trials: Annotated[int | None, option(help="Budget: search trials over all workers.")] = None,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import json
 import math
 import threading
 import time
@@ -192,6 +193,19 @@ class Race:
     def work(self, work: Callable[[], None]) -> None:
         """``work`` by all workers until it returns."""
         self.clock.run(self.workers, work)
+
+
+def scorer(task: Task, seeds: range) -> Callable[[Recipe], list[float]]:
+    """:func:`scored`, which runs each recipe once however often it is asked for."""
+    known: dict[str, list[float]] = {}
+
+    def score(recipe: Recipe) -> list[float]:
+        key = json.dumps(recipe, sort_keys=True)
+        if key not in known:
+            known[key] = scored(task, recipe, seeds)
+        return known[key]
+
+    return score
 
 
 def scored(task: Task, recipe: Recipe, seeds: range) -> list[float]:

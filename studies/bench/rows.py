@@ -21,7 +21,7 @@ import torch
 
 import hpsched
 from studies.bench.methods import METHODS
-from studies.bench.race import Race, scored
+from studies.bench.race import Race, scorer
 from studies.bench.search_peers import PACKAGES, PEERS
 from studies.bench.tasks import TASKS
 
@@ -69,18 +69,15 @@ def run_job(job: Job) -> Row:
     begun = time.perf_counter()
     ALL[job.method](race)
     wall = time.perf_counter() - begun
-    tested: dict[str, list[float]] = {}
+    tested = scorer(race.task, FRESH_SEEDS)
     named = []
     for cost, when, recipe in race.named:
-        key = json.dumps(recipe, sort_keys=True)
-        if key not in tested:
-            tested[key] = scored(race.task, recipe, FRESH_SEEDS)
         named.append(
             {
                 "cost": round(cost, 4),
                 "time": round(when, 4),
                 "recipe": {field: float(f"{value:.6g}") for field, value in recipe.items()},
-                "scores": [float(f"{s:.6g}") if math.isfinite(s) else None for s in tested[key]],
+                "scores": [float(f"{s:.6g}") if math.isfinite(s) else None for s in tested(recipe)],
             }
         )
     package = [PACKAGES[job.method]] if job.method in PACKAGES else []

@@ -20,7 +20,7 @@ from typing import Any
 
 from hpsched.study import first_guess
 from studies.bench.methods import hpsched_search
-from studies.bench.race import Race, Recipe, scored
+from studies.bench.race import Race, scorer
 from studies.bench.rows import FRESH_SEEDS, RESULTS, append, prepare
 from studies.bench.tasks import TASKS
 
@@ -54,18 +54,11 @@ def measure(pair: Sequence[str], seed: int) -> Row:
 
 
 def _scores(race: Race) -> list[list[float] | None]:
-    tested: dict[str, list[float]] = {}
-
-    def once(recipe: Recipe) -> list[float]:
-        key = json.dumps(recipe, sort_keys=True)
-        if key not in tested:
-            tested[key] = scored(race.task, recipe, FRESH_SEEDS)
-        return tested[key]
-
+    tested = scorer(race.task, FRESH_SEEDS)
     found = []
     for budget in COSTS:
         named = [recipe for cost, _, recipe in race.named if cost <= budget]
-        found.append(once(named[-1]) if named else None)
+        found.append(tested(named[-1]) if named else None)
     return found
 
 

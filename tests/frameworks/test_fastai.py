@@ -11,15 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import optuna
 import pytest
 import torch
-from framework_runs import search
+from framework_runs import assert_learned, search
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-import hpsched
-from hpsched import evidence, schedules
+from hpsched import schedules
 from hpsched.cycle import Cycle, execute
 from hpsched.errors import TrainingError, UsageError
 from hpsched.schedules import OneCycleSchedules
@@ -243,14 +241,7 @@ def test_a_small_study() -> None:
         with learn.no_bar(), learn.no_logging():
             return float(learn.validate()[1])
 
-    study = search(train)
-    sweeps = evidence.sweeps(study.get_trials(deepcopy=False))
-    assert len(sweeps) == 3
-    assert all(sweep.momentum_name == "beta1" for sweep in sweeps)
-    full = [t.value for t in study.trials if t.state == optuna.trial.TrialState.COMPLETE]
-    assert full
-    assert min(full) < 0.2  # chance is 0.67
-    assert hpsched.best(study).params["max_lr"] > 0
+    assert_learned(search(train))
 
 
 def test_a_sweep_ends_when_it_has_seen_enough() -> None:
