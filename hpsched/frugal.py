@@ -28,6 +28,7 @@ from optuna.distributions import (
 from optuna.storages import RDBStorage, _CachedStorage
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import IntegrityError
 
 from hpsched.errors import TrialLostError
 
@@ -57,7 +58,7 @@ class FrugalStorage(_CachedStorage):
         with self._writing:
             try:
                 if self._params:
-                    self._write(self._params[0]["trial_id"], self._params)
+                    self._write_once(self._params[0]["trial_id"], self._params)
             except (KeyError, RuntimeError, TrialLostError):  # not to be tried again
                 self._params = []
                 raise
@@ -188,6 +189,16 @@ class FrugalStorage(_CachedStorage):
         if not rows:
             raise KeyError(models.NOT_FOUND_MSG)
         return {key: json.loads(value) for key, value in rows if key is not None}
+
+    def _write_once(self, trial_id: int, rows: Sequence[dict[str, Any]]) -> None:
+        """Store parameters, though another may store the same ones at this very moment.
+
+        A worker that was suspended while it stored them goes on, and its trial is ours by now.
+        """
+        try:
+            self._write(trial_id, rows)
+        except IntegrityError:
+            self._write(trial_id, rows)  # now they are there to be seen
 
     def _write(self, trial_id: int, rows: Sequence[dict[str, Any]]) -> None:
         """Store parameters; those that are there were stored by a call whose answer was lost."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import optuna
 import pytest
+import sqlalchemy
 from fake_training import FakeTraining
 from optuna.distributions import FloatDistribution
 from optuna.storages import RDBStorage
@@ -282,3 +284,37 @@ def test_the_first_recipe_of_a_process_is_checked_as_well(storage_url: str) -> N
     theirs._storage.set_trial_param(trial._trial_id, "x", 0.123, X)
     with pytest.raises(TrialLostError, match="given to another"):
         trial.suggest_float("x", 0.0, 1.0)
+
+
+@pytest.mark.parametrize("value", [0.5, 0.123])
+@pytest.mark.parametrize(
+    "server",
+    [
+        pytest.param("postgres", marks=pytest.mark.postgres),
+        pytest.param("mariadb", marks=pytest.mark.mariadb),
+    ],
+)
+def test_a_recipe_that_another_worker_stores_at_this_moment_is_stored_once(
+    server: str, value: float, request: pytest.FixtureRequest
+) -> None:
+    """Two store it, neither having seen the other's: a worker that was suspended in between."""
+    url = request.getfixturevalue(f"{server}_url")
+    create_study("s", objective="train.py:objective", storage=url)
+    ours = hpsched.open_study("s", url, heartbeat=True)
+    ours.tell(ours.ask({"x": X}), 0.0)  # so that the parameter is known
+    trial = ours.ask()
+    ours._storage.set_trial_param(trial._trial_id, "x", 0.5, X)  # not stored yet
+    engine = backend_of(ours._storage).engine
+
+    @sqlalchemy.event.listens_for(engine, "before_cursor_execute")
+    def stores_it(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+        if statement.startswith("INSERT INTO trial_params") and not stored:
+            stored.append(value)
+            RDBStorage(url).set_trial_param(trial._trial_id, "x", value, X)
+
+    stored: list[float] = []
+    expected = nullcontext() if value == 0.5 else pytest.raises(TrialLostError, match="given to")
+    with expected:
+        trial.set_user_attr("rung", 0)
+    assert stored == [value]
+    assert other(url).trials[-1].params == {"x": value}
