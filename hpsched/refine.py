@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from hpsched.lr_curve import HORIZON, below, room
-from hpsched.proposal import HORIZON_SPREAD, USELESS, Proposal
+from hpsched.proposal import USELESS, Proposal
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,12 +41,13 @@ __all__ = ["Run", "best_rate", "refined"]
 
 CAP = 10.0  # the bowl's rim, in noise: a run worse than that says no more than that it is bad
 HEAVY = 0.3  # noise grows by this share of the distance from the best score
-SPREAD = 1.2  # octaves: how far a reliable range test is off (docs/calibration.md)
+SPREAD = 1.6  # octaves: how far a reliable range test is off (docs/calibration.md)
 WIDE = 2.5  # octaves: and an unreliable one, unless its window is wider still
-FAR, LEASH = 1.5, 0.5  # octaves outside the tried rates from which, and how fast, optima count less
+FAR, LEASH = 3.0, 0.5  # octaves outside the tried rates from which, and how fast, optima count less
 TEMPER = 0.5  # a small unit explains scores by the bowl, not by noise: half of what it would earn
 TAILS = 4.0  # degrees of freedom of the prior: the range test is sometimes far off
-SLOPE_TAILS = 2.0  # and the horizon still more so: a model that overfits wants far lower rates
+SLOPE_SPREAD = 0.3  # octaves per doubling: how much the horizon's slope differs between tasks …
+SLOPE_TAILS = 2.0  # … of which some are far off: a model that overfits wants far lower rates
 BRINK, STEEP = 1.5, 2.5  # runs diverge from about this many octaves above the optimum on
 OVERFITS = 1.2  # and from here on longer training may score worse than shorter
 CHANCE = 0.01  # either may happen at any rate
@@ -89,7 +90,7 @@ def best_rate(prior: Proposal, runs: Sequence[Run]) -> Belief:
     mu = np.arange(min(centre - 6, low - 1), max(centre + 6, high + 1), 0.1)
     spread = SPREAD if prior.reliable else max(WIDE, (high - low) / 4)
     at = _log_t((mu - centre) / spread, TAILS)
-    along = _log_t((SLOPES - HORIZON) / HORIZON_SPREAD, SLOPE_TAILS)
+    along = _log_t((SLOPES - HORIZON) / SLOPE_SPREAD, SLOPE_TAILS)
     log_p = at[:, None] + along[None, :]
     shorter: list[Run] = []  # of the lengths before, from the shortest on
     for share in sorted({run.share for run in runs}):
@@ -134,8 +135,9 @@ def _log_likelihood(mu: Array, runs: Sequence[Run]) -> Array:
 
 
 def _log_near(mu: Array, runs: Sequence[Run]) -> Array:
-    """Discounts optima beyond an octave outside what was tried: there the bowl's rim is flat, and
-    would explain any scores as noise.
+    """Discounts optima more than FAR octaves outside what was tried.
+
+    There the bowl's rim is flat, and would explain any scores as noise.
     """
     x = np.log2([run.max_lr for run in runs])
     beyond = np.maximum(np.maximum(x.min() - mu, mu - x.max()) - FAR, 0.0)

@@ -133,8 +133,10 @@ class Axes:
                 low, high, _ = self.where.space_of(field)
                 found[field] = (high - low) / PLAIN
         if "max_lr" in found and not (evidence and evidence.proposal.reliable):
-            octaves = math.log2(self.where.window[1] / self.where.window[0])
-            found["max_lr"] = max(found["max_lr"], octaves / LOST)
+            low, high, _ = self.where.recipe.space["max_lr"]
+            if evidence:  # not the window, which of other contexts' coordinates is the whole range
+                low, high = max(low, evidence.proposal.low), min(high, evidence.proposal.high)
+            found["max_lr"] = max(found["max_lr"], math.log2(high / low) / LOST)
         return np.array(list(found.values()))
 
     @cached_property

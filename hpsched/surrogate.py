@@ -2,11 +2,11 @@
 
 Few runs, much noise, and a good first guess: the model is built for that. The scores of each length
 of cycle are put on a scale of their own, on which the good ones differ about linearly and the bad
-ones hardly. The expected score is a gentle bowl about the first guess plus a smooth function; short
-cycles see the same function up to a correlation that is learned, so that a study does not listen to
-short cycles that mislead. Nothing is optimised: the answer is averaged over a grid of settings,
-weighted by how well each explains the scores (Rasmussen and Williams, "Gaussian processes for
-machine learning", 2006, sections 2.7 and 5.2).
+ones hardly. The expected score is a gentle bowl about the first guess, which may be somewhat off,
+plus a smooth function; short cycles see the same function up to a correlation that is learned, so
+that a study does not listen to short cycles that mislead. Nothing is optimised: the answer is
+averaged over a grid of settings, weighted by how well each explains the scores (Rasmussen and
+Williams, "Gaussian processes for machine learning", 2006, sections 2.7 and 5.2).
 
 =============  =======  =================================================================
 symbol         shape    meaning (unit)
@@ -40,6 +40,7 @@ AGREEMENTS = (0.3, 0.7, 0.95)  # correlation of one length of cycle with the nex
 NOISES = (0.1, 0.25, 0.5, 1.0)  # between seeds
 AMPLITUDE = 1.3  # of the smooth part
 STEEPNESS = 0.3  # how far the bowl's rise may be off, as a share of it
+CENTRE = 0.8  # widths: how far the bowl's centre may be off
 RIM = 3.0  # widths from which on the bowl is flat
 OFFSET = 2.0  # spread of each length's mean
 GOOD = 0.4  # the scale's unit is how far this quantile of the scores lies from the best
@@ -95,13 +96,14 @@ class Belief:
         prior = _Prior(places, self.z, self.relevance, self.certainty)
         bowl = _squares(places, self.certainty).sum(axis=1)
         steep = STEEPNESS**2 * (_squares(places, self.certainty) ** 2).sum(axis=1)
+        tilt = (_tilt(places, self.certainty) ** 2).sum(axis=1)
         means, squares = np.zeros(len(places)), np.zeros(len(places))
         for part in self.parts:
             cross = prior.covariance(part.settings, self.level[None, :])
             mean = bowl + cross @ part.alpha
             told = ((cross @ part.root) ** 2).sum(axis=1)
             means += part.weight * mean
-            before = AMPLITUDE**2 + steep + OFFSET**2
+            before = AMPLITUDE**2 + steep + tilt + OFFSET**2
             squares += part.weight * (np.maximum(before - told, 1e-9) + mean**2)
         return means, np.sqrt(np.maximum(squares - means**2, 1e-12))
 
@@ -166,6 +168,14 @@ def _squares(z: Array, certainty: Array) -> Array:
     return np.asarray(np.minimum(z**2, RIM**2) * certainty)
 
 
+def _tilt(z: Array, certainty: Array) -> Array:
+    """What the bowl (m, d) gains when its centre moves by CENTRE: a slope, up to the rim.
+
+    Without it the search stays about a wrong guess, however well things go at its edge.
+    """
+    return np.asarray(2 * CENTRE * certainty * np.clip(z, -RIM, RIM))
+
+
 class _Prior:
     """Prior covariance of scores at places ``a`` with those at ``b``, for any setting."""
 
@@ -173,13 +183,14 @@ class _Prior:
         left, right = a * np.sqrt(relevance), b * np.sqrt(relevance)
         squares = (left**2).sum(axis=1)[:, None] + (right**2).sum(axis=1)
         self._apart = np.maximum(squares - 2 * left @ right.T, 0.0)
-        self._steep = STEEPNESS**2 * _squares(a, certainty) @ _squares(b, certainty).T
+        steep = STEEPNESS**2 * _squares(a, certainty) @ _squares(b, certainty).T
+        self._bowl = steep + _tilt(a, certainty) @ _tilt(b, certainty).T
         self._alike: dict[float, Array] = {}
 
     def covariance(self, settings: _Settings, levels: Array) -> Array:
         """For runs whose levels lie ``levels`` apart (of a shape that fits)."""
         if settings.length not in self._alike:
             smooth = AMPLITUDE**2 * np.exp(-0.5 / settings.length**2 * self._apart)
-            self._alike[settings.length] = smooth + self._steep
+            self._alike[settings.length] = smooth + self._bowl
         alike = self._alike[settings.length]
         return np.asarray(alike * settings.agreement**levels + OFFSET**2 * (levels == 0))

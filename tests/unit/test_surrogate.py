@@ -132,7 +132,11 @@ def covariance(a: Any, la: float, b: Any, lb: float, length: float, rho: float) 
     steep = sum(
         c**2 * min(p**2, 9.0) * min(q**2, 9.0) for p, q, c in zip(a, b, CERTAINTY, strict=True)
     )
-    same = (1.3**2 * math.exp(-apart / 2) + 0.3**2 * steep) * rho ** abs(la - lb)
+    tilt = sum(
+        (2 * 0.8 * c) ** 2 * np.clip(p, -3, 3) * np.clip(q, -3, 3)
+        for p, q, c in zip(a, b, CERTAINTY, strict=True)
+    )
+    same = (1.3**2 * math.exp(-apart / 2) + 0.3**2 * steep + tilt) * rho ** abs(la - lb)
     return same + (2.0**2 if la == lb else 0.0)
 
 
@@ -249,6 +253,24 @@ def test_the_mean_of_many_repeats_becomes_the_expected_score() -> None:
     few, many = error(3), error(100)
     assert many[0] < 0.01 and many[1] < 0.05
     assert few[1] > 3 * many[1]
+
+
+def test_when_things_get_better_towards_an_edge_the_search_goes_on_beyond_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A wrong first guess is left; if the bowl could not move, the search would stay about it."""
+    tried = np.array([[-1.0, 0, 0], [0, 0, 0], [1, 0, 0], [1.5, 0, 0]])
+    line = np.arange(-3, 3.5, 0.5)
+    places = np.array([[x, 0, 0] for x in line])
+
+    def next_place() -> float:
+        belief = full(tried, [0.9, 0.7, 0.5, 0.4])
+        gain = expected_improvement(*belief(places), float(belief(tried)[0].min()))
+        return float(line[gain.argmax()])
+
+    assert next_place() >= 2.0
+    monkeypatch.setattr(surrogate, "CENTRE", 0.0)
+    assert next_place() == 1.5
 
 
 def test_before_it_knows_better_the_first_guess_is_the_best() -> None:
