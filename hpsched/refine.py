@@ -174,7 +174,8 @@ def refined(prior: Proposal, runs: Sequence[Run]) -> Proposal:
     """The proposal after these runs: median, 90 % interval, and a window an octave wider.
 
     Without two scores of one length, or a diverged run, it is the prior itself. When four octaves
-    or more remain, it is not reliable and the window holds the prior's too.
+    or more remain, the window holds the prior's too, and the proposal is reliable only if it agrees
+    with reliable range tests: their window holds its centre.
     """
     lengths = [run.share for run in runs if math.isfinite(run.score)]
     if len(lengths) == len(runs) and len(set(lengths)) == len(lengths):
@@ -182,9 +183,9 @@ def refined(prior: Proposal, runs: Sequence[Run]) -> Proposal:
     belief = best_rate(prior, runs)
     low, centre, high = (belief.quantile(share) for share in (0.05, 0.5, 0.95))
     octaves = math.log2(high / low)
-    reliable = octaves < USELESS
-    window = low / 2**MARGIN, high * 2**MARGIN
-    if not reliable:
+    reliable, window = True, (low / 2**MARGIN, high * 2**MARGIN)
+    if octaves >= USELESS:
+        reliable = prior.reliable and prior.low <= centre <= prior.high
         window = min(window[0], prior.low), max(window[1], prior.high)
     edge = prior.lr_diverged
     bottom = room(window[0], edge)

@@ -119,6 +119,17 @@ def test_little_is_not_taken_for_certainty() -> None:
     assert found.centre > 3e-3
 
 
+@pytest.mark.parametrize("rate", [0.1, 0.001])
+def test_what_little_there_is_does_not_take_reliability_from_range_tests(rate: float) -> None:
+    """Two runs at one rate, as in each further context; unless they are far from the prior's."""
+    near = prior(rate)
+    found = refined(near, [Run(0.1, 1 / 9, 0.5), Run(0.1, 1 / 9, 0.51)])
+    assert math.log2(found.interval[1] / found.interval[0]) > 4
+    assert found.low <= near.low and found.high >= near.high
+    assert found.reliable == (near.low <= found.centre <= near.high)
+    assert found.reliable or rate < 0.1
+
+
 def test_nothing_passes_the_divergence_edge() -> None:
     edge = dataclasses.replace(prior(), lr_diverged=0.2)
     runs = [Run(rate, 1 / 9, score) for rate, score in ((0.04, 0.9), (0.1, 0.5), (0.18, 0.1))]
