@@ -128,7 +128,7 @@ def test_the_studys_page_shows_a_range_test_for_each_context(site: Site) -> None
             break
         page.wait_for_timeout(2_000)
         page.reload()
-        page.get_by_text("Hyperparameter Importance").wait_for()
+        page.get_by_role("heading", name="Hyperparameter Importance").wait_for()
         assert attempt < 29, "no figures within a minute"
     for place in range(2):
         plot = plots.nth(place)
