@@ -32,6 +32,9 @@ SWEEP_WEIGHT_DECAY = 1e-4
 #: And of those that no search follows (Smith 1803.09820 section 4.4 tests 1e-3 … 1e-5 and 0).
 LONE_WEIGHT_DECAYS = (1e-4, 1e-3, 1e-5)
 SWEEP_STEPS = 100
+#: Two range tests are enough where other seeds would move the centre by no more than this factor
+#: in all (an octave): a third then makes it no surer (docs/calibration.md).
+AGREED = 2.0
 #: Range tests run again, further out, because their range missed the action, and how much further
 #: in rate.
 EXTENSIONS = 2
@@ -72,7 +75,7 @@ class PreStage:
         own = self._sweeps()
         useful = [record for record in own if evidence.range_test(record).missed is None]
         wanted = len(useful) < sampler.range_tests and len(own) < sampler.range_tests + EXTENSIONS
-        return wanted and self._affordable()
+        return wanted and not self._agree(useful) and self._affordable()
 
     def claim(self) -> bool:
         """Whether this trial is to run a range test; from now on others count its steps as spent.
@@ -169,6 +172,17 @@ class PreStage:
     def _next(self) -> tuple[float, float, int]:
         """First rate, last rate and steps of the next one."""
         return _extended(self.options, self._sweeps())
+
+    def _agree(self, useful: Sequence[SweepRecord]) -> bool:
+        """Whether these say so much that another one would say no more.
+
+        Where the user names the weight decays, each has its turn.
+        """
+        found = evidence.pool(useful, self.recipe.total_steps)
+        if found is None or found.prior.replicates < 2 or self.options["weight_decays"]:
+            return False
+        low, high = found.prior.interval
+        return found.prior.reliable and high <= AGREED * low
 
     def _affordable(self) -> bool:
         """Whether another range test stays within its share of the budget, beside those that run.

@@ -166,7 +166,7 @@ class Settings(_Record):
         trials, cycles, timeout: The budget (one of them): search trials, full-cycle equivalents,
             or seconds since the first trial began.
         seed: The study's; every run's seed follows from it.
-        range_tests: Replicates wanted per context.
+        range_tests: Most replicates per context.
         reduction_factor: η of successive halving; None: trials climb by the search's own model.
         base_sampler: ``hpsched`` (its own model), ``tpe``, ``gp``, ``qmc``, ``cmaes``, ``random``.
         confirm_top, confirm_seeds: When the search ends, this many recipes are run again with

@@ -59,7 +59,8 @@ class OneCycleSampler(BaseSampler):
         base_sampler: An Optuna sampler to draw the recipes instead of hpsched's own model; TPE, GP,
             QMC, CMA-ES and random sampling are tested. By default the model draws them, and TPE
             the user's own parameters, and everything in studies with several objectives.
-        range_tests: Replicates of the range test wanted per context; 0 switches them off.
+        range_tests: Replicates of the range test per context, at most: two that agree are enough.
+            0 switches them off.
         seed: Seeds the draws and, in studies without stored settings, the runs.
         draw_seed: Seeds the TPE made here instead, for a sampler that draws a single trial.
 

@@ -80,7 +80,7 @@ def create_study(
         timeout: Budget as seconds of wall time since the first trial began.
         seed: Every run's seed follows from it; drawn at random if not given.
         sampler: ``hpsched`` (its own model), ``tpe``, ``gp``, ``qmc``, ``cmaes`` or ``random``.
-        range_tests: Replicates per context; 0 for none.
+        range_tests: Most replicates per context (two that agree are enough); 0 for none.
         reduction_factor: η of successive halving over the rungs; by default trials climb by the
             search's own model.
         confirm_top, confirm_seeds: Recipes confirmed at the end, and fresh seeds for each.

@@ -37,13 +37,13 @@ __all__ = ["Belief", "believe", "expected_improvement", "scaled"]
 
 LENGTHS = (1.5, 3.0)  # widths over which the smooth part changes
 AGREEMENTS = (0.3, 0.7, 0.95)  # correlation of one length of cycle with the next
-NOISES = (0.1, 0.25, 0.5, 1.0)  # between seeds
-AMPLITUDE = 1.3  # of the smooth part
+NOISES = (0.15, 0.4, 0.8, 1.6)  # between seeds
+AMPLITUDE = 2.0  # of the smooth part
 STEEPNESS = 0.3  # how far the bowl's rise may be off, as a share of it
 CENTRE = 0.8  # widths: how far the bowl's centre may be off
 RIM = 3.0  # widths from which on the bowl is flat
 OFFSET = 2.0  # spread of each length's mean
-GOOD = 0.4  # the scale's unit is how far this quantile of the scores lies from the best
+GOOD = 0.25  # the scale's unit is how far this quantile of the scores lies from the best
 LEAST = 0.02  # and at least this share of their range
 WORST = 0.5  # how much worse than the worst a diverged run counts, on the scale
 NEGLIGIBLE = 0.02  # settings that explain the scores this much worse than the best are left out
@@ -95,15 +95,13 @@ class Belief:
         """Mean and standard deviation, (m,) each, of the noise-free full score on the scale."""
         prior = _Prior(places, self.z, self.relevance, self.certainty)
         bowl = _squares(places, self.certainty).sum(axis=1)
-        steep = STEEPNESS**2 * (_squares(places, self.certainty) ** 2).sum(axis=1)
-        tilt = (_tilt(places, self.certainty) ** 2).sum(axis=1)
+        before = AMPLITUDE**2 + OFFSET**2 + (_bowls(places, self.certainty) ** 2).sum(axis=1)
         means, squares = np.zeros(len(places)), np.zeros(len(places))
         for part in self.parts:
             cross = prior.covariance(part.settings, self.level[None, :])
             mean = bowl + cross @ part.alpha
             told = ((cross @ part.root) ** 2).sum(axis=1)
             means += part.weight * mean
-            before = AMPLITUDE**2 + steep + tilt + OFFSET**2
             squares += part.weight * (np.maximum(before - told, 1e-9) + mean**2)
         return means, np.sqrt(np.maximum(squares - means**2, 1e-12))
 
@@ -168,12 +166,14 @@ def _squares(z: Array, certainty: Array) -> Array:
     return np.asarray(np.minimum(z**2, RIM**2) * certainty)
 
 
-def _tilt(z: Array, certainty: Array) -> Array:
-    """What the bowl (m, d) gains when its centre moves by CENTRE: a slope, up to the rim.
+def _bowls(z: Array, certainty: Array) -> Array:
+    """What the bowl (m, 2d) gains when it is steeper, or when its centre moves by CENTRE.
 
-    Without it the search stays about a wrong guess, however well things go at its edge.
+    The latter is a slope, up to the rim. Without it the search stays about a wrong guess, however
+    well things go at its edge.
     """
-    return np.asarray(2 * CENTRE * certainty * np.clip(z, -RIM, RIM))
+    tilt = 2 * CENTRE * certainty * np.clip(z, -RIM, RIM)
+    return np.hstack([STEEPNESS * _squares(z, certainty), tilt])
 
 
 class _Prior:
@@ -183,8 +183,7 @@ class _Prior:
         left, right = a * np.sqrt(relevance), b * np.sqrt(relevance)
         squares = (left**2).sum(axis=1)[:, None] + (right**2).sum(axis=1)
         self._apart = np.maximum(squares - 2 * left @ right.T, 0.0)
-        steep = STEEPNESS**2 * _squares(a, certainty) @ _squares(b, certainty).T
-        self._bowl = steep + _tilt(a, certainty) @ _tilt(b, certainty).T
+        self._bowl = _bowls(a, certainty) @ _bowls(b, certainty).T
         self._alike: dict[float, Array] = {}
 
     def covariance(self, settings: _Settings, levels: Array) -> Array:

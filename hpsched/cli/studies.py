@@ -90,7 +90,9 @@ def create(
             autocompletion=sampler_names,
         ),
     ] = "hpsched",
-    range_tests: Annotated[int, option(help="Range-test replicates per context.")] = 3,
+    range_tests: Annotated[
+        int, option(help="Range tests per context, at most: two that agree are enough.")
+    ] = 3,
     reduction_factor: Annotated[
         int | None,
         option(
