@@ -37,13 +37,13 @@ __all__ = ["Belief", "believe", "expected_improvement", "scaled"]
 
 LENGTHS = (1.5, 3.0)  # widths over which the smooth part changes
 AGREEMENTS = (0.3, 0.7, 0.95)  # correlation of one length of cycle with the next
-NOISES = (0.15, 0.4, 0.8, 1.6)  # between seeds
-AMPLITUDE = 2.0  # of the smooth part
+NOISES = (0.1, 0.25, 0.5, 1.0)  # between seeds
+AMPLITUDE = 1.3  # of the smooth part
 STEEPNESS = 0.3  # how far the bowl's rise may be off, as a share of it
 CENTRE = 0.8  # widths: how far the bowl's centre may be off
 RIM = 3.0  # widths from which on the bowl is flat
 OFFSET = 2.0  # spread of each length's mean
-GOOD = 0.25  # the scale's unit is how far this quantile of the scores lies from the best
+GOOD = 0.4  # the scale's unit is how far this quantile of the scores lies from the best
 LEAST = 0.02  # and at least this share of their range
 WORST = 0.5  # how much worse than the worst a diverged run counts, on the scale
 NEGLIGIBLE = 0.02  # settings that explain the scores this much worse than the best are left out

