@@ -41,7 +41,14 @@ state = State()
 
 
 class Group(TyperGroup):
-    """A command group that says which value it refuses, and where that came from."""
+    """A command group that says which value it refuses, and where that came from.
+
+    Paragraphs of help flow: Typer leaves the line ends of all but the first as they are.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        _let_flow(self)
 
     def make_context(self, *arguments: Any, **more: Any) -> Any:
         """As Typer does; reads the options before the command."""
@@ -52,6 +59,14 @@ class Group(TyperGroup):
         """As Typer does; reads the command and its options."""
         with _naming_the_value():
             return super().invoke(ctx)
+
+
+def _let_flow(group: TyperGroup) -> None:
+    for command in group.commands.values():
+        paragraphs = (command.help or "").split("\n\n")
+        command.help = "\n\n".join(" ".join(text.split()) for text in paragraphs) or None
+        if isinstance(command, TyperGroup):
+            _let_flow(command)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
@@ -38,7 +39,10 @@ def list_(
     study = open_study(name, storage)
     now, attrs = clock(study._storage)(), study.user_attrs
     known, told = read_workers(attrs), given(attrs)
-    shown = known if every else live_workers(known, now)
+    live = live_workers(known, now)
+    gone = {id_: w for id_, w in known.items() if w.state != "stopped" and id_ not in live}
+    lost = {id_: replace(w, state="lost", trial=None) for id_, w in gone.items()}
+    shown = {id_: lost.get(id_, w) for id_, w in known.items()} if every else live
     rows = [{"id": id_, **w.to_json(), "order": told.get(id_)} for id_, w in shown.items()]
 
     def table() -> Any:

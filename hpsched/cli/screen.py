@@ -201,7 +201,9 @@ def _window(where: Coordinates) -> str:
     """What the range tests and the complete cycles say of max_lr, and where it is searched."""
     found, centre = where.evidence, f"centre {rate_text(where.centre)}"
     if found is None or found.proposal == found.prior:
-        return f"{_rates(where.window)}, {centre}"
+        unclear = found is not None and not found.prior.reliable
+        said = "range tests have no clear answer; searched is " if unclear else ""
+        return f"{said}{_rates(where.window)}, {centre}"
     tested, refined = ((shown.low, shown.high) for shown in (found.prior, found.proposal))
     by = "complete cycles" if found.runs else "cycles of other contexts"
     tests = f"say {_rates(tested)}" if found.prior.reliable else "have no clear answer"

@@ -556,6 +556,19 @@ def test_names_need_no_care(folder: Path) -> None:
     assert name in said and f"--storage '{url}'" in said
 
 
+def test_a_worker_that_died_is_not_listed_as_at_work(copied: Path) -> None:
+    long_ago = {"host": "node", "pid": 4711, "device": "cpu", "started": 1.0, "seen": 2.0}
+    busy = records.WorkerRecord(**long_ago, state="running", trial=3, kind="rung", rung=1)
+    study = reopen(copied, "toy")
+    study.set_user_attr(records.WORKER + "dead", busy.to_json())
+    assert "node:4711" not in ok("worker", "list", "toy", cwd=copied)
+    shown = ok("worker", "list", "toy", "--all", cwd=copied)
+    (row,) = (line for line in shown.splitlines() if "node:4711" in line)
+    assert "lost" in row and "trial 3" not in row
+    listed = json.loads(ok("worker", "list", "toy", "--all", "--format", "json", cwd=copied))
+    assert [w["state"] for w in listed if w["id"] == "dead"] == ["lost"]
+
+
 # -- help, completion, start-up --------------------------------------------------------------------
 
 
@@ -588,6 +601,7 @@ def test_help_has_an_example_that_parses(path: tuple[str, ...]) -> None:
     assert "Example: " in shown.output
     made = COMMANDS[path]
     assert made.help, "say what it does"
+    assert "\n" not in made.help.replace("\n\n", ""), "paragraphs flow"
     assert all(option.help for option in made.params if option.name != "help")
     example = made.epilog.removeprefix("Example: ").partition(" > ")[0]
     words = [word for word in shlex.split(example) if "=" not in word]

@@ -43,12 +43,21 @@ def test_the_three_file_example_runs_as_printed(folder: Path) -> None:
     assert (folder / "lr.html").exists()
 
 
+TAKES_A_BATCH_SIZE = """
+import torch
+
+def train(cycle, batch_size):
+    file.loader = torch.utils.data.DataLoader(file.loader.dataset, batch_size, shuffle=True)
+    return file.train(cycle)
+"""
+
+
 def test_the_python_examples_run_as_printed(folder: Path) -> None:
     bodies = [b.body for b in BLOCKS if b.kind == "python" and not b.title]
     assert len(bodies) == 3
     plain, context, tools = bodies
     script = "\n".join(
-        [plain, "import hpsched", "from train import train", context,
+        [plain, "import hpsched", "import train as file", TAKES_A_BATCH_SIZE, context,
          "study = optuna.create_study(sampler=hpsched.OneCycleSampler())",
          "study.optimize(objective, n_trials=2)", MODEL, tools]
     )  # fmt: skip

@@ -163,7 +163,7 @@ def test_a_study_that_only_failed_says_to_mend_the_objective() -> None:
     text = Page(render_report(summarise(study))).text
     assert "Every trial has failed so far: mend the objective first" in text
     assert "hpsched doctor --study 'broken one'" in text
-    assert "2 failed trial(s)" in text
+    assert "2 trials failed" in text
 
 
 def test_a_budget_spent_on_short_cycles_is_called_too_small(tmp_path: Path) -> None:

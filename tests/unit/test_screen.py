@@ -185,6 +185,19 @@ def test_the_best_so_far_is_drawn_over_what_was_spent() -> None:
     assert curve.count("▁") == pytest.approx((1 - share) * len(curve), abs=1)
 
 
+def test_a_window_without_a_clear_range_test_says_so() -> None:
+    summary = report_studies.mixed()
+    where, *_ = summary.windows.values()
+    prior = where.evidence.prior  # type: ignore[union-attr]
+    for reliable in (True, False):
+        prior = replace(prior, reliable=reliable)
+        alone = replace(where.evidence, prior=prior, proposal=prior, runs=())  # type: ignore[type-var]
+        shown = printed(
+            status_screen(replace(summary, windows={"": replace(where, evidence=alone)}))
+        )
+        assert ("range tests have no clear answer; searched is " in shown) == (not reliable)
+
+
 def test_a_bar_tells_the_pruned_from_those_that_went_on() -> None:
     said = printed(status_screen(busy(), NOW), 120)
     rows = [line for line in said.splitlines() if "█" in line and "so far" not in line]

@@ -129,7 +129,7 @@ def test_trials_without_a_recipe_spend_the_budget_and_are_told_of(tmp_path: Path
     study.optimize(lambda trial: trial.suggest_float("a", 0, 1), n_trials=4)
     known = summarise(study)
     assert known.cost.cycles == 4 and known.progress == 1.0
-    assert said(known, "4 trial(s), the last of them trial 3, never called")
+    assert said(known, "4 trials, the last of them trial 3, never called")
 
 
 def test_a_loop_of_ones_own_spends_a_full_run_for_each_trial(tmp_path: Path) -> None:
