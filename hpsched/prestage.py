@@ -135,7 +135,7 @@ class PreStage:
         if test.reliable:
             logger.info("trial %d: range test suggests %.3g", trial.number, test.suggestion)
         else:  # together with others it may still be clear
-            logger.info("trial %d: range test not clear alone: %s", trial.number, test.reason)
+            logger.info("trial %d: the range test is not clear alone", trial.number)
         return test
 
     def doubt(self) -> str | None:

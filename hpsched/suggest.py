@@ -431,9 +431,7 @@ class OneCycle:
 
     def _why_it_ends(self) -> str:
         if role_of(self._study_trial().study, self._study_trial()._trial_id) is not None:
-            return (
-                "told what the short cycles of this rate give; a later trial runs the best in full"
-            )
+            return "as planned: it tries a rate, and a later trial runs the best one in full"
         return "not likely enough to be the best" if self._by_model else "the pruner ended it"
 
     @property
