@@ -129,8 +129,22 @@ def _tables(found: dict[str, Any]) -> str:
         solved = sum(row["solved"] for row in by_task.values()) / len(by_task)
         times, _ = ratio(found, method)
         seeds = min(row["seeds"] for row in by_task.values())
-        shown = "∞" if math.isinf(times) else f"{times:.1f}"
+        shown = _times(times)
         lines.append(f"| {method} | {seeds} | {' | '.join(cells)} | {solved:.0%} | {shown} |")
+    lines += [
+        "",
+        "Race by race, of the same task and seed: cost as a multiple of ours, median with its 95 %"
+        " interval, races in which hpsched is cheaper : dearer, sign test.",
+        "",
+        "| method | races | times ours | cheaper : dearer | p |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for method, pairs in found["pairs"].items():
+        low, high = map(_times, pairs["interval"])
+        lines.append(
+            f"| {method} | {pairs['races']} | {_times(pairs['times'])} [{low}, {high}] | "
+            f"{pairs['ours_cheaper']} : {pairs['ours_dearer']} | {pairs['p']:.1g} |"
+        )
     lines += [
         "",
         "Distance from the target's level at equal budgets, in tolerances (lower is better):"
@@ -157,6 +171,10 @@ def _tables(found: dict[str, Any]) -> str:
         lines += ["", f"Elapsed full runs to the target with {workers} workers (one worker):", ""]
         lines += [f"- {t}: {_number(times[t])} ({_number(one[t])})" for t in times]
     return "\n".join(lines) + "\n"
+
+
+def _times(value: float | None) -> str:
+    return "∞" if value is None or math.isinf(value) else f"{value:.1f}"
 
 
 def _gap(value: float | None) -> float:

@@ -90,6 +90,7 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
 
     Costs are in full runs, misses infinite (``null``); ``quality`` is the distance of the named
     recipe's mean test score from the target's level, in tolerances, at each of :data:`BUDGETS`.
+    ``pairs`` compares a method with ours over all races of the same task and seed.
     """
     alone = [row for row in rows if row["workers"] == 1]
     tasks = sorted({row["task"] for row in alone})
@@ -98,6 +99,7 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
         "seeds": len({row["seed"] for row in alone}),
         "targets": {task: asdict(wanted) for task, wanted in targets.items()},
         "methods": {},
+        "pairs": {},
         "parallel": {},
     }
     for method in sorted({row["method"] for row in alone}):
@@ -106,6 +108,8 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
             for task in tasks
             if any(r["task"] == task and r["method"] == method for r in alone)
         }
+        if method != OURS:
+            found["pairs"][method] = _pairs(alone, method, targets)
     for workers in sorted({row["workers"] for row in rows} - {1}):
         several = [r for r in rows if r["workers"] == workers and r["method"] == OURS]
         found["parallel"][workers] = {
@@ -114,6 +118,32 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
             if (times := [cost_to(r, targets[task], "time") for r in several if r["task"] == task])
         }
     return found
+
+
+def _pairs(rows: Sequence[Row], method: str, targets: dict[str, Target]) -> dict[str, Any]:
+    """How many times ours a method's cost is, race by race; one where both miss the target."""
+    budget = max(row["budget"] for row in rows if row["method"] == method)
+    costs = {
+        (row["method"], row["task"], row["seed"]): cost_to(row, targets[row["task"]])
+        for row in rows
+        if row["budget"] == budget
+    }
+    times = []
+    for (name, *race), theirs in costs.items():
+        ours = costs.get((OURS, *race))
+        if name == method and ours is not None:
+            times.append(1.0 if theirs == ours else theirs / ours if ours > 0 else math.inf)
+    cheaper, dearer = sum(t > 1 for t in times), sum(t < 1 for t in times)
+    test = stats.binomtest(cheaper, cheaper + dearer).pvalue if cheaper + dearer else 1.0
+    low, high = interval(times) if times else (math.nan, math.nan)
+    return {
+        "races": len(times),
+        "times": finite(float(np.median(times))) if times else None,
+        "interval": [finite(low), finite(high)],
+        "ours_cheaper": cheaper,
+        "ours_dearer": dearer,
+        "p": float(test),
+    }
 
 
 def _on_task(rows: Sequence[Row], method: str, wanted: Target) -> dict[str, Any]:
