@@ -33,7 +33,7 @@ SWEEP_WEIGHT_DECAY = 1e-4
 LONE_WEIGHT_DECAYS = (1e-4, 1e-3, 1e-5)
 SWEEP_STEPS = 100
 #: Two range tests are enough where other seeds would move the centre by no more than this factor
-#: in all (an octave): a third then makes it no surer (docs/calibration.md).
+#: in all (an octave): a third then makes it no surer (docs/design/search.md).
 AGREED = 2.0
 #: Range tests run again, further out, because their range missed the action, and how much further
 #: in rate.
