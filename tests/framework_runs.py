@@ -165,7 +165,7 @@ def search(train: Any, n_trials: int = 4, total_steps: int = 150) -> optuna.Stud
 def assert_whole(study: optuna.Study, optimizer: str, momentum_name: str) -> None:
     """Range tests with their curves, rungs and values are all stored."""
     sweeps = evidence.sweeps(study.get_trials(deepcopy=False))
-    assert len(sweeps) == 3
+    assert len(sweeps) in (2, 3)  # the third where two disagree
     for sweep in sweeps:
         assert len(sweep.losses) > 10
         assert (sweep.optimizer, sweep.momentum_name) == (optimizer, momentum_name)
@@ -181,7 +181,7 @@ def assert_whole(study: optuna.Study, optimizer: str, momentum_name: str) -> Non
 def assert_learned(study: optuna.Study) -> None:
     """Of a framework with optimizers of its own, like Adam: range tests, and good full runs."""
     sweeps = evidence.sweeps(study.get_trials(deepcopy=False))
-    assert len(sweeps) == 3
+    assert len(sweeps) in (2, 3)  # the third where two disagree
     assert all(sweep.momentum_name == "beta1" for sweep in sweeps)
     full = [t.value for t in study.trials if t.state == optuna.trial.TrialState.COMPLETE]
     assert full
