@@ -30,6 +30,11 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{rounded:,.10f}".rstrip("0").rstrip(".")
 
 
+def counted(count: int, noun: str) -> str:
+    """``1 trial``, ``3 trials``."""
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
 def rate_text(value: float | None) -> str:
     """A rate or weight decay to two digits, as people write them: 1e-4, 0.05, 0; ``–`` for None."""
     if value is None or not 0 < value < 0.001:

@@ -29,6 +29,7 @@ from hpsched.ledger import (
     total_cost,
     when_ended,
 )
+from hpsched.present import counted
 from hpsched.records import Settings, WorkerRecord
 from hpsched.search import of_study
 from hpsched.storage import clock
@@ -369,8 +370,9 @@ def _plain_warnings(runs: Sequence[Run]) -> Iterable[str]:
     plain = [run.trial for run in runs if run.recipe is None and run.trial.state in ended]
     if plain:
         yield (
-            f"{_count(len(plain))}, the last of them trial {plain[-1].number}, never called "
-            "hpsched.suggest_onecycle: no recipe is searched there, and each counts as a full run"
+            f"{counted(len(plain), 'trial')}, the last of them trial {plain[-1].number}, never "
+            "called hpsched.suggest_onecycle: no recipe is searched there, and each counts as a "
+            "full run"
         )
 
 
@@ -378,18 +380,17 @@ def _failure_warnings(runs: Sequence[Run]) -> Iterable[str]:
     failed = [run.trial for run in runs if run.trial.state == TrialState.FAIL]
     if failed:
         reason = failed[-1].user_attrs.get(records.ERROR, "no reason was stored")
-        yield f"{_count(len(failed))} failed; the last, trial {failed[-1].number}: {reason}"
+        yield (
+            f"{counted(len(failed), 'trial')} failed; the last, trial {failed[-1].number}: {reason}"
+        )
     lost = [run.trial for run in runs if records.OUT_OF_MEMORY in run.trial.user_attrs]
     if lost:
         reason = lost[-1].user_attrs[records.OUT_OF_MEMORY]
         yield (
-            f"{_count(len(lost))} ran out of memory; the last, trial {lost[-1].number}: {reason}. "
+            f"{counted(len(lost), 'trial')} ran out of memory; "
+            f"the last, trial {lost[-1].number}: {reason}. "
             "Use a smaller batch, or fewer workers per device (--per-device)"
         )
-
-
-def _count(trials: int) -> str:
-    return "1 trial" if trials == 1 else f"{trials} trials"
 
 
 def _stuck(runs: Sequence[Run]) -> bool:

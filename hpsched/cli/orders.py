@@ -40,9 +40,10 @@ def list_(
     now, attrs = clock(study._storage)(), study.user_attrs
     known, told = read_workers(attrs), given(attrs)
     live = live_workers(known, now)
-    gone = {id_: w for id_, w in known.items() if w.state != "stopped" and id_ not in live}
-    lost = {id_: replace(w, state="lost", trial=None) for id_, w in gone.items()}
-    shown = {id_: lost.get(id_, w) for id_, w in known.items()} if every else live
+    shown = live if not every else {
+        id_: w if id_ in live or w.state == "stopped" else replace(w, state="lost", trial=None)
+        for id_, w in known.items()
+    }  # fmt: skip
     rows = [{"id": id_, **w.to_json(), "order": told.get(id_)} for id_, w in shown.items()]
 
     def table() -> Any:

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from hpsched.cli.sparkline import Seen, sparkline, steps_line
 from hpsched.ledger import Best, Cost, best_so_far
-from hpsched.present import duration, mean_and_spread, number, rate_text
+from hpsched.present import counted, duration, mean_and_spread, number, rate_text
 from hpsched.records import FIELDS, WorkerRecord
 from hpsched.summary import Summary
 
@@ -89,13 +89,12 @@ def status_screen(
 def status_line(summary: Summary) -> str:
     """The study in a line, for logs: budget, trials, best, workers, time left."""
     parts = [f"{100 * summary.progress:.0f} %"] if summary.progress is not None else []
-    trials = sum(summary.states.values())
-    parts.append(f"{trials} trial{'s' * (trials != 1)}")
+    parts.append(counted(sum(summary.states.values()), "trial"))
     if again := summary.confirmations:
-        parts.append(f"{again} confirmation{'s' * (again != 1)}")
+        parts.append(counted(again, "confirmation"))
     parts.append(f"{number(summary.cost.cycles)} full cycles spent")
     parts.append(f"best {value_text(summary.best)}" if summary.best else "no full cycle yet")
-    parts.append(f"{len(summary.live)} worker{'s' * (len(summary.live) != 1)}")
+    parts.append(counted(len(summary.live), "worker"))
     if summary.eta:
         parts.append(f"about {duration(summary.eta)} left")
     return ", ".join(parts)
@@ -148,7 +147,7 @@ def _title(summary: Summary) -> Text:
         s = summary.settings
         limit = (
             f"{number(s.cycles)} full cycles" if s.cycles is not None
-            else f"{s.trials} trial{'s' * (s.trials != 1)}" if s.trials is not None
+            else counted(s.trials, "trial") if s.trials is not None
             else duration(s.timeout)
         )  # fmt: skip
         budget = f"   budget {limit}, {summary.direction}, seed {s.seed}"
@@ -173,7 +172,7 @@ def _facts(summary: Summary, width: int, plain: bool) -> RenderableType:
     diverged = sum(run.diverged is not None for run in summary.runs)
     extra = f" ({diverged} diverged)" if diverged else ""
     again = summary.confirmations
-    extra += f", {again} confirmation{'s' * (again != 1)}" if again else ""
+    extra += f", {counted(again, 'confirmation')}" if again else ""
     grid.add_row("trials", (states or "none yet") + extra)
     grid.add_row("best", value_text(summary.best) if summary.best else "no full cycle finished yet")
     if curve := _best_so_far(summary, min(40, width - 28), plain):

@@ -19,6 +19,7 @@ from hpsched.cli.fleet_screen import node_screen
 from hpsched.cli.screen import progress_line
 from hpsched.cli.studies import one_line, parse_duration
 from hpsched.errors import StorageError, UsageError
+from hpsched.present import counted
 
 if TYPE_CHECKING:
     from hpsched.devices import Device
@@ -165,8 +166,8 @@ def _work_on_node(
     study = open_study(name, storage)
     folder = logs or logs_folder(name)
     fleet = Fleet(name, resolve_url(storage), devices, per_device, logs=folder, grace=grace)
-    workers = len(fleet.slots)
-    hint(escape(f"{workers} worker{'s' * (workers != 1)} on {', '.join(map(str, devices))}; "
+    workers = counted(len(fleet.slots), "worker")
+    hint(escape(f"{workers} on {', '.join(map(str, devices))}; "
                 f"logs in {folder}"))  # fmt: skip
     with node_screen(state.err, fleet, lambda: f"{name}: {one_line(summarise(study))}") as tell:
         code = fleet.run(tell)

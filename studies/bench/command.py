@@ -129,7 +129,7 @@ def _tables(found: dict[str, Any]) -> str:
         solved = sum(row["solved"] for row in by_task.values()) / len(by_task)
         times, _ = ratio(found, method)
         seeds = min(row["seeds"] for row in by_task.values())
-        shown = _times(times)
+        shown = _number(times, "∞")
         lines.append(f"| {method} | {seeds} | {' | '.join(cells)} | {solved:.0%} | {shown} |")
     lines += [
         "",
@@ -140,9 +140,9 @@ def _tables(found: dict[str, Any]) -> str:
         "|---|---:|---:|---:|---:|",
     ]
     for method, pairs in found["pairs"].items():
-        low, high = map(_times, pairs["interval"])
+        times, low, high = (_number(t, "∞") for t in (pairs["times"], *pairs["interval"]))
         lines.append(
-            f"| {method} | {pairs['races']} | {_times(pairs['times'])} [{low}, {high}] | "
+            f"| {method} | {pairs['races']} | {times} [{low}, {high}] | "
             f"{pairs['ours_cheaper']} : {pairs['ours_dearer']} | {pairs['p']:.1g} |"
         )
     lines += [
@@ -173,16 +173,12 @@ def _tables(found: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _times(value: float | None) -> str:
-    return "∞" if value is None or math.isinf(value) else f"{value:.1f}"
-
-
 def _gap(value: float | None) -> float:
     return math.inf if value is None else value
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None or math.isinf(value) else f"{value:.1f}"
+def _number(value: float | None, infinite: str = "–") -> str:
+    return infinite if value is None or math.isinf(value) else f"{value:.1f}"
 
 
 def _plot(arguments: argparse.Namespace) -> None:

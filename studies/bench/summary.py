@@ -103,13 +103,14 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
         "parallel": {},
     }
     for method in sorted({row["method"] for row in alone}):
+        run = [t for t in tasks if any(r["task"] == t and r["method"] == method for r in alone)]
+        by_task = {task: [r for r in alone if r["task"] == task] for task in run}
         found["methods"][method] = {
-            task: _on_task([r for r in alone if r["task"] == task], method, targets[task])
-            for task in tasks
-            if any(r["task"] == task and r["method"] == method for r in alone)
+            task: _on_task(there, method, targets[task]) for task, there in by_task.items()
         }
         if method != OURS:
-            found["pairs"][method] = _pairs(alone, method, targets)
+            each = [_costs(there, method, targets[task])[1] for task, there in by_task.items()]
+            found["pairs"][method] = _times_ours([pair for pairs in each for pair in pairs])
     for workers in sorted({row["workers"] for row in rows} - {1}):
         several = [r for r in rows if r["workers"] == workers and r["method"] == OURS]
         found["parallel"][workers] = {
@@ -120,53 +121,54 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
     return found
 
 
-def _pairs(rows: Sequence[Row], method: str, targets: dict[str, Target]) -> dict[str, Any]:
-    """How many times ours a method's cost is, race by race; one where both miss the target."""
-    budget = max(row["budget"] for row in rows if row["method"] == method)
-    costs = {
-        (row["method"], row["task"], row["seed"]): cost_to(row, targets[row["task"]])
-        for row in rows
-        if row["budget"] == budget
+Pairs = list[tuple[float, float]]  # (a method's cost, ours) of races of the same task and seed
+
+
+def _on_task(rows: Sequence[Row], method: str, wanted: Target) -> dict[str, Any]:
+    costs, pairs = _costs(rows, method, wanted)
+    low, high = interval(costs)
+    seconds = [row["wall"] - row["training"] for row in _longest(rows, method, method)]
+    return {
+        "seeds": len(costs),
+        "cost": finite(float(np.median(costs))),
+        "interval": [finite(low), finite(high)],
+        "solved": sum(map(math.isfinite, costs)) / len(costs),
+        **_won(pairs),
+        "quality": {f"{b:g}": _quality(rows, method, wanted, b) for b in BUDGETS},
+        "seconds": float(np.median(seconds)),
     }
-    times = []
-    for (name, *race), theirs in costs.items():
-        ours = costs.get((OURS, *race))
-        if name == method and ours is not None:
-            times.append(1.0 if theirs == ours else theirs / ours if ours > 0 else math.inf)
-    cheaper, dearer = sum(t > 1 for t in times), sum(t < 1 for t in times)
-    test = stats.binomtest(cheaper, cheaper + dearer).pvalue if cheaper + dearer else 1.0
+
+
+def _costs(rows: Sequence[Row], method: str, wanted: Target) -> tuple[list[float], Pairs]:
+    """Costs to the target on a task, and beside ours."""
+    mine = {row["seed"]: cost_to(row, wanted) for row in _longest(rows, method, method)}
+    ours = {row["seed"]: cost_to(row, wanted) for row in _longest(rows, method, OURS)}
+    return list(mine.values()), [(mine[seed], ours[seed]) for seed in mine if seed in ours]
+
+
+def _longest(rows: Sequence[Row], method: str, of: str) -> list[Row]:
+    """The rows ``of`` a method with the largest budget that ``method`` was run with."""
+    budget = max(row["budget"] for row in rows if row["method"] == method)
+    return [row for row in rows if row["method"] == of and row["budget"] == budget]
+
+
+def _times_ours(pairs: Pairs) -> dict[str, Any]:
+    """How many times ours the cost is, race by race; one where both miss the target."""
+    times = sorted(1.0 if c == o else c / o if o > 0 else math.inf for c, o in pairs)
     low, high = interval(times) if times else (math.nan, math.nan)
     return {
         "races": len(times),
         "times": finite(float(np.median(times))) if times else None,
         "interval": [finite(low), finite(high)],
-        "ours_cheaper": cheaper,
-        "ours_dearer": dearer,
-        "p": float(test),
+        **_won(pairs),
     }
 
 
-def _on_task(rows: Sequence[Row], method: str, wanted: Target) -> dict[str, Any]:
-    budget = max(row["budget"] for row in rows if row["method"] == method)
-    long = [row for row in rows if row["budget"] == budget]
-    mine = {row["seed"]: row for row in long if row["method"] == method}
-    ours = {row["seed"]: row for row in long if row["method"] == OURS}
-    costs = [cost_to(row, wanted) for row in mine.values()]
-    low, high = interval(costs)
-    paired = [(cost_to(mine[s], wanted), cost_to(ours[s], wanted)) for s in mine if s in ours]
-    wins, losses = sum(c > o for c, o in paired), sum(c < o for c, o in paired)
-    test = stats.binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
-    return {
-        "seeds": len(mine),
-        "cost": finite(float(np.median(costs))),
-        "interval": [finite(low), finite(high)],
-        "solved": sum(map(math.isfinite, costs)) / len(costs),
-        "ours_cheaper": wins,
-        "ours_dearer": losses,
-        "p": float(test),
-        "quality": {f"{b:g}": _quality(rows, method, wanted, b) for b in BUDGETS},
-        "seconds": float(np.median([row["wall"] - row["training"] for row in mine.values()])),
-    }
+def _won(pairs: Pairs) -> dict[str, Any]:
+    """How often ours was the cheaper one, and a sign test."""
+    cheaper, dearer = sum(c > o for c, o in pairs), sum(c < o for c, o in pairs)
+    test = stats.binomtest(cheaper, cheaper + dearer).pvalue if cheaper + dearer else 1.0
+    return {"ours_cheaper": cheaper, "ours_dearer": dearer, "p": float(test)}
 
 
 def _quality(rows: Sequence[Row], method: str, wanted: Target, budget: float) -> dict[str, Any]:

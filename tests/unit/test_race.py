@@ -449,15 +449,18 @@ def test_races_are_compared_in_pairs_of_the_same_task_and_seed() -> None:
     def race_of(method: str, seed: int, cost: float, score: float = 0.2) -> Any:
         return row((cost, score), method=method, seed=seed, task="t", workers=1)
 
+    def compared(races: list[Any]) -> Any:
+        return summary._times_ours(summary._costs(races, "tpe-wide", WANTED)[1])
+
     rivals = [race_of("tpe-wide", 0, 8), race_of("tpe-wide", 1, 8, 0.9), race_of("tpe-wide", 2, 8)]
     ours = [race_of("hpsched", 0, 2), race_of("hpsched", 1, 2), race_of("hpsched", 3, 2)]
     missed = [race_of("tpe-wide", 4, 8, 0.9), race_of("hpsched", 4, 2, 0.9)]
-    found = summary._pairs([*rivals, *ours, *missed], "tpe-wide", {"t": WANTED})
+    found = compared([*rivals, *ours, *missed])
     assert (found["races"], found["ours_cheaper"], found["ours_dearer"]) == (3, 2, 0)
     assert found["times"] == 4  # of 4, infinity and 1
     assert found["interval"] == [1, None]
     assert found["p"] == pytest.approx(0.5)
-    alone = summary._pairs(rivals, "tpe-wide", {"t": WANTED})
+    alone = compared(rivals)
     assert (alone["races"], alone["times"], alone["p"]) == (0, None, 1)
 
 
