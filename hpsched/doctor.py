@@ -18,7 +18,7 @@ from hpsched import records
 from hpsched.errors import HpschedError
 from hpsched.ledger import is_over, read_runs
 from hpsched.redaction import redact
-from hpsched.storage import DEFAULT_URL, open_storage, resolve_url
+from hpsched.storage import is_new, open_storage, resolve_url
 from hpsched.study import open_study, read_settings
 
 MISSING = "(not installed)"
@@ -115,8 +115,8 @@ def _device() -> str:
 
 def _storage(url: str | None, *, needed: bool) -> str:
     resolved = resolve_url(url)
-    if resolved == DEFAULT_URL and not needed and not os.path.exists("hpsched.db"):
-        return f"{DEFAULT_URL} (not there yet; `hpsched study create` makes it)"
+    if not needed and is_new(resolved):
+        return f"{redact(resolved)} (nothing there yet; `hpsched study create` makes the tables)"
     held = open_storage(resolved)
     count = len(held.get_all_studies())
     return f"{redact(resolved)}: schema of Optuna {optuna.__version__}, studies: {count}"

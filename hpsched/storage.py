@@ -169,20 +169,45 @@ def open_storage(
             gc.collect()  # the storage that was half made holds a connection
             raise
 
-    try:
+    with _explained(parsed):
         return patiently(connect, "opening the study", _is_busy) if heartbeat else connect()
+
+
+def is_new(url: str | None = None) -> bool:
+    """Whether nothing was ever stored at ``url``: no file, or no tables in the database.
+
+    Nothing is changed, where :func:`open_storage` would make the tables.
+
+    Raises:
+        UsageError: Not a URL, or of no file; the driver is not installed.
+        StorageError: The database cannot be reached, or is another program's.
+    """
+    parsed = make_url(resolve_url(url))
+    if parsed.get_backend_name() == "sqlite":
+        _check_file(parsed, create=True)
+        if not Path(parsed.database or "").exists():
+            return True
+    with _explained(parsed):
+        return not _has_tables(_engine(parsed))
+
+
+@contextmanager
+def _explained(url: URL) -> Iterator[None]:
+    """Say what is wrong with the database, and the remedy."""
+    try:
+        yield
     except ImportError:
-        extra = _EXTRAS.get(parsed.get_backend_name(), "postgres")
+        extra = _EXTRAS.get(url.get_backend_name(), "postgres")
         raise UsageError(
-            f"The driver for {_shown(parsed)} is not installed: pip install 'hpsched[{extra}]'."
+            f"The driver for {_shown(url)} is not installed: pip install 'hpsched[{extra}]'."
         ) from None
     except SQLAlchemyError as error:
-        raise unreachable(parsed, error) from None
+        raise unreachable(url, error) from None
     except optuna.exceptions.StorageInternalError as error:
-        raise unreachable(parsed, error.__cause__ or error) from None
+        raise unreachable(url, error.__cause__ or error) from None
     except RuntimeError as error:  # Optuna: the schema is of another version
         raise StorageError(
-            f"{_shown(parsed)} holds a schema that Optuna {optuna.__version__} does not know: "
+            f"{_shown(url)} holds a schema that Optuna {optuna.__version__} does not know: "
             f"{_first_line(error)} Upgrade it with `optuna storage upgrade`, or use another "
             "database."
         ) from None
@@ -465,7 +490,7 @@ def _check_file(url: URL, create: bool) -> None:
 
 
 def _connect(url: URL, heartbeat: bool) -> BaseStorage:
-    engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool, **_connect_args(url))
+    engine = _engine(url)
     if _has_tables(engine):
         backend = _make_backend(url, heartbeat)
     else:
@@ -477,6 +502,10 @@ def _connect(url: URL, heartbeat: bool) -> BaseStorage:
         _configure_server(backend.engine)
     backend.get_all_studies()  # what is wrong with the tables shows here
     return _PatientStorage(backend) if heartbeat else _CachedStorage(backend)
+
+
+def _engine(url: URL) -> sqlalchemy.Engine:
+    return sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool, **_connect_args(url))
 
 
 def _has_tables(engine: sqlalchemy.Engine) -> bool:

@@ -19,6 +19,7 @@ import sqlalchemy
 
 import hpsched
 from hpsched import storage
+from hpsched.doctor import Finding, examine
 from hpsched.errors import StorageError, UsageError
 from hpsched.storage import exclusive, open_storage, redact, resolve_url, url_of
 from tests.fleet import environment
@@ -163,6 +164,20 @@ def test_another_programs_tables_are_refused(storage_url: str) -> None:
     engine.dispose()
     with pytest.raises(StorageError, match="another program"):
         open_storage(storage_url)
+
+
+def test_the_doctor_makes_no_tables(storage_url: str) -> None:
+    def look() -> Finding:
+        (finding,) = [found for found in examine(storage_url) if found.what == "storage"]
+        return finding
+
+    for _ in range(2):  # the first look has not made it anything else
+        assert look().ok and "nothing there yet" in look().detail
+        assert storage.is_new(storage_url)
+    study = hpsched.create_study("s", objective="toy:objective", storage=storage_url, trials=1)
+    assert look().ok and "studies: 1" in look().detail
+    assert not storage.is_new(storage_url)
+    storage.release(study._storage)
 
 
 def test_sqlite_file_that_is_none(tmp_path: Path) -> None:
