@@ -49,8 +49,8 @@ PLAIN = 4.0  # widths of a range that is searched on a linear scale
 LOST = 5.0  # without a reliable range test the window is this many widths
 OWN, OWN_RELEVANCE = 3.0, 1.0  # widths that the range of a user's own parameter spans
 #: Where the first guess moves when a study's cycles get worse with length, which is overfitting:
-#: octaves of rate, decades of weight decay.
-OVERFITTING = {"max_lr": -1.0, "weight_decay": 0.8}
+#: decades of weight decay up, at the same rate; where that is not searched, octaves of rate down.
+OVERFITTING = {"weight_decay": 1.2, "max_lr": -1.0}
 REACH = 2.0  # factor beyond the window that rates are still tried in
 CANDIDATES, UNIFORM, NEAR, BEST = 300, 75, 0.4, 5
 CLIMBS = 0.35  # probability of being better than the best, from which a trial runs on
@@ -153,8 +153,9 @@ class Axes:
 
     def shift(self) -> Array:
         """Where the first guess moves to when the study overfits, in widths."""
-        known = zip(self.fields, self.bases, strict=True)
-        moves = np.array([OVERFITTING.get(f, 0.0) if base else 0.0 for f, base in known])
+        free = [f for f, base in zip(self.fields, self.bases, strict=True) if base]
+        moved = next((field for field in OVERFITTING if field in free), None)
+        moves = np.array([OVERFITTING[f] if f == moved else 0.0 for f in self.fields])
         return np.concatenate([moves / self.width, np.zeros(len(self.place_own({})))])
 
     def places(self, params: Sequence[Mapping[str, Any]]) -> list[tuple[float, ...]]:
