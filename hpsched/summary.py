@@ -335,7 +335,8 @@ def _findings(
     if known.overfits:
         yield (
             "longer cycles score worse than short ones of the same recipe, which is overfitting: "
-            "trials run in full, at lower rates and larger weight decays; fewer steps may do"
+            "trials run in full, with more weight decay or, where that is fixed, at lower rates; "
+            "fewer steps may do"
         )
     elif not known.trusts_rungs:
         yield "short cycles do not rank like full ones here: trials run in full"
