@@ -634,6 +634,21 @@ _LATER = _tasks(
     ("letters-mlp-adam@200", letters, partial(LetterMlp, 6), _CE, _loss, "adam", 64, 200),
 )  # fmt: skip
 
+# Raced by name only (--tasks), to see what to do about overfitting (docs/design/search.md).
+_OVERFITTING = _tasks(
+    "tuning",
+    ("letters-mlp-adamw@300", letters, partial(LetterMlp, 6), _CE, _loss, "adamw", 64, 300),
+    ("diabetes-mlp-adamw@200", diabetes, partial(mlp, 10, 32, 1), _MSE, _loss, "adamw", 32, 200),
+    ("table-mlp-nesterov@300", table, partial(mlp, 30, 128, 4), _CE, _loss, "nesterov", 64, 300),
+)  # fmt: skip
+OVERFITTING = (
+    "table-mlp-adamw@150",
+    "table-mlp-adamw@600",
+    "diabetes-mlp-sgd@200",
+    "letters-mlp-adam@200",
+    *(task.name for task in _OVERFITTING),
+)
+
 SEARCH_TUNING = (
     "digits-mlp-sgd@100",
     "diabetes-mlp-sgd@200",
@@ -660,4 +675,4 @@ SEARCH_REPORTING = (
 )
 
 CALIBRATED = (*TUNING, *FIRST, *REPORTING)
-TASKS = {task.name: task for task in (*CALIBRATED, *_LATER, *_SEARCHED)}
+TASKS = {task.name: task for task in (*CALIBRATED, *_LATER, *_OVERFITTING, *_SEARCHED)}
