@@ -52,7 +52,12 @@ def main() -> None:
     say = commands.add_parser("summarise", help="the tables of docs/benchmarks.md")
     say.add_argument("--output", type=Path, help="all numbers, as JSON")
     for command in (say, plot):
-        command.add_argument("--rules", help="rows of an earlier state of hpsched (row key rules)")
+        command.add_argument(
+            "--rules",
+            nargs="+",
+            default=(),
+            help="rows of earlier states of hpsched (row key rules); the first that a race has",
+        )
     say.add_argument("--markdown", type=Path, help="the tables")
     say.set_defaults(command=_summarise)
     plot.add_argument("--output", type=Path, required=True, help=".html, .png, .svg or .pdf")

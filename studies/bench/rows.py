@@ -107,9 +107,16 @@ class Results:
                 except ValueError:  # cut short by an interruption: the race runs again
                     continue
 
-    def current(self, rules: str | None = None) -> list[Row]:
-        """The rows that hold for the code as it is, or as it was with this fingerprint."""
-        return [row for row in self if row["rules"] in (None, rules or fingerprint())]
+    def current(self, rules: Sequence[str] = ()) -> list[Row]:
+        """The rows that hold for the code as it is, or as it was with these fingerprints.
+
+        Of a race that has rows of several, that of the first one named.
+        """
+        found: dict[Job, Row] = {}
+        every = list(self)
+        for one in (*reversed(rules or (fingerprint(),)), None):
+            found |= {key(row): row for row in every if row["rules"] == one}
+        return list(found.values())
 
     def run(self, jobs: Sequence[Job], processes: int, done: Callable[[Row], None]) -> int:
         """Run the jobs that have no row yet; ``done`` is called with each new row.

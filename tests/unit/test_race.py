@@ -547,6 +547,11 @@ def test_rows_of_other_code_are_run_again_if_they_are_ours(results: Results) -> 
     assert {one["method"] for one in results.current()} == {"tpe-wide"}
     there, ran = go(results)
     assert there == 4 and {job.method for job in ran} == {"hpsched"}
+    every = len(results.current(["old"]))
+    for rules in (["old", rows.fingerprint()], [rows.fingerprint(), "old"]):
+        found = results.current(rules)  # of both, one row for each race: that of the first
+        assert len(found) == every
+        assert {one["rules"] for one in found if one["method"] == "hpsched"} == {rules[0]}
 
 
 def cut(results: Results) -> None:
