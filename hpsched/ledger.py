@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -454,7 +455,9 @@ def _significant(first: Candidate, second: Candidate | None) -> bool | None:
         return None
     from scipy import stats
 
-    p = stats.ttest_ind(first.fresh, second.fresh, equal_var=False).pvalue
+    with warnings.catch_warnings():  # of equal values, as an error counted in steps often has
+        warnings.filterwarnings("ignore", "Precision loss")
+        p = stats.ttest_ind(first.fresh, second.fresh, equal_var=False).pvalue
     return bool(p < SIGNIFICANCE)
 
 

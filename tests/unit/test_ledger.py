@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import math
+import warnings
 from typing import Any
 
 import optuna
@@ -239,6 +240,17 @@ def test_not_significant_when_the_spread_covers_the_difference() -> None:
     best = best_of(read_runs(trials), MIN)
     assert best is not None
     assert best.significant is False
+
+
+def test_equal_values_are_compared_without_a_warning() -> None:
+    trials = [trial(0, values={2: 0.3}), trial(1, values={2: 0.3})]
+    values = ((0, 0.3), (0, 0.3), (1, 0.39), (1, 0.41))
+    trials += [trial(2 + i, values={2: v}, confirms=c) for i, (c, v) in enumerate(values)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        best = best_of(read_runs(trials), MIN)
+    assert best is not None and best.number == 0
+    assert best.significant is False  # p = 0.063
 
 
 def test_one_seed_has_no_spread_and_says_how_to_get_one() -> None:
