@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from optuna.study import StudyDirection
 
-from hpsched import records
+from hpsched import ledger, records
 from hpsched.compare import Arm, Difference, differences
 from hpsched.errors import UsageError
 from hpsched.figure_data import cell_text
@@ -156,14 +156,10 @@ def _behind(found: Difference) -> bool:
 
 
 def welch(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """Two-sided p of Welch's t-test; None with too few values, an infinite one or no spread."""
-    values, spread = (*first, *second), max(len(set(first)), len(set(second))) > 1
-    if min(len(first), len(second)) < 2 or not spread or not all(map(math.isfinite, values)):
-        return None
-    from scipy import stats
-
-    p = float(stats.ttest_ind(first, second, equal_var=False).pvalue)
-    return p if math.isfinite(p) else None
+    """:func:`hpsched.ledger.welch`; None, too, without any spread."""
+    spread = max(len(set(first)), len(set(second))) > 1
+    p = ledger.welch(first, second) if spread else None
+    return None if p is None or not math.isfinite(p) else p
 
 
 def _verdict(p: float | None) -> str:

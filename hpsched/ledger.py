@@ -449,16 +449,19 @@ def _candidate(run: Run, fresh: Sequence[float]) -> Candidate:
 
 
 def _significant(first: Candidate, second: Candidate | None) -> bool | None:
-    if second is None or min(len(first.fresh), len(second.fresh)) < 2:
-        return None
-    if not all(map(math.isfinite, (*first.fresh, *second.fresh))):
+    p = welch(first.fresh, second.fresh) if second else None
+    return None if p is None else p < SIGNIFICANCE
+
+
+def welch(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """Two-sided p of Welch's t-test; None with fewer than two values each, or an infinite one."""
+    if min(len(first), len(second)) < 2 or not all(map(math.isfinite, (*first, *second))):
         return None
     from scipy import stats
 
     with warnings.catch_warnings():  # of equal values, as an error counted in steps often has
         warnings.filterwarnings("ignore", "Precision loss")
-        p = stats.ttest_ind(first.fresh, second.fresh, equal_var=False).pvalue
-    return bool(p < SIGNIFICANCE)
+        return float(stats.ttest_ind(first, second, equal_var=False).pvalue)
 
 
 def _sign(direction: StudyDirection) -> int:
