@@ -97,9 +97,8 @@ def _variable(error: typer.BadParameter) -> str | None:
     source = context.get_parameter_source(parameter.name)
     if source is None or source.name != "ENVIRONMENT":
         return None
-    own = [parameter.envvar] if isinstance(parameter.envvar, str) else parameter.envvar or []
-    names = [*own, f"{context.auto_envvar_prefix}_{parameter.name.upper()}"]
-    return next((name for name in names if os.environ.get(name)), None)
+    names = (parameter.envvar, f"{context.auto_envvar_prefix}_{parameter.name.upper()}")
+    return next((name for name in names if isinstance(name, str) and os.environ.get(name)), None)
 
 
 app = typer.Typer(
@@ -152,11 +151,10 @@ Storage = Annotated[
 ]
 Format = Annotated[
     str,
-    typer.Option(
+    option(
         "--format",
         "-f",
         help="table, json or yaml.",
-        envvar="HPSCHED_FORMAT",
         autocompletion=one_of("table", "json", "yaml"),
     ),
 ]

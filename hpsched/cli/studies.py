@@ -326,8 +326,6 @@ def best(
         option(
             "--format",
             "-f",
-            envvar=["HPSCHED_STUDY_BEST_FORMAT", "HPSCHED_FORMAT"],  # its own comes first
-            show_envvar=True,
             help="table, torch, json or yaml.",
             autocompletion=one_of("table", "torch", "json", "yaml"),
         ),

@@ -346,13 +346,11 @@ def test_best_in_words_and_as_data(finished: Path) -> None:
     assert data["seeds"] == len(data["values"]) == 3
 
 
-def test_best_takes_its_format_from_the_environment(finished: Path) -> None:
-    best = ("study", "best", "toy")
-    everywhere = {"HPSCHED_FORMAT": "json"}
-    assert json.loads(ok(*best, cwd=finished, **everywhere))["seeds"] == 3
-    assert "seeds: 3" in ok(*best, "-f", "yaml", cwd=finished, **everywhere)
-    code = ok(*best, cwd=finished, **everywhere, HPSCHED_STUDY_BEST_FORMAT="torch")
-    assert "scheduler.step()" in code
+def test_a_format_from_the_environment_is_that_of_one_command(finished: Path) -> None:
+    formats = {"HPSCHED_STUDY_BEST_FORMAT": "torch", "HPSCHED_STUDY_STATUS_FORMAT": "json"}
+    assert "scheduler.step()" in ok("study", "best", "toy", cwd=finished, **formats)
+    assert "seeds: 3" in ok("study", "best", "toy", "-f", "yaml", cwd=finished, **formats)
+    assert json.loads(ok("study", "status", "toy", cwd=finished, **formats))["name"] == "toy"
 
 
 def test_report_prints_where_it_is(finished: Path, tmp_path: Path) -> None:
