@@ -193,8 +193,8 @@ def _named(runs: Sequence[Run], direction: StudyDirection) -> int | None:
     paired = [run.confirms for run in runs if records.SEED in run.trial.user_attrs]
     if paired:
         return paired[0]
-    best = ledger.best_of(runs, direction)
-    return best.number if best else None
+    ranked = ledger.rank(runs, direction)
+    return ranked[0].number if ranked else None
 
 
 def _scores(runs: Sequence[Run]) -> dict[int, float | None]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -226,7 +227,8 @@ def _own_warnings(summary: Summary) -> Iterator[str]:
     elif not summary.best.fresh:
         yield (
             f"{summary.name} has one seed only, of the recipe it was chosen by, which is too good "
-            "on average: run it on fresh seeds first (hpsched study confirm, or hpsched.confirm)."
+            "on average: run it on fresh seeds first "
+            f"(hpsched study confirm {shlex.quote(summary.name)}, or hpsched.confirm)."
         )
     if summary.progress is not None and summary.progress < 1:
         yield f"{summary.name} has spent {100 * summary.progress:.0f} % of its budget so far."

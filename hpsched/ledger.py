@@ -7,6 +7,7 @@ the study and calls them.
 from __future__ import annotations
 
 import math
+import shlex
 import statistics
 import time
 import warnings
@@ -355,8 +356,8 @@ class Best(Candidate):
         return best_html(self)
 
 
-def best_of(runs: Sequence[Run], direction: StudyDirection) -> Best | None:
-    """:func:`best`, from what was read; None when no full cycle has finished."""
+def best_of(runs: Sequence[Run], direction: StudyDirection, study: str) -> Best | None:
+    """:func:`best` of the study of this name, from what was read; None without a full cycle."""
     ranked = rank(runs, direction)
     if not ranked:
         return None
@@ -364,9 +365,8 @@ def best_of(runs: Sequence[Run], direction: StudyDirection) -> Best | None:
     runner_up = ranked[1] if len(ranked) > 1 else None
     hint = ""
     if not first.fresh:
-        hint = (
-            "one seed only: hpsched.confirm(study), or `hpsched study confirm NAME`, runs it again"
-        )
+        command = f"hpsched study confirm {shlex.quote(study)}"
+        hint = f"one seed only: hpsched.confirm(study), or `{command}`, runs it again"
     return Best(
         **{name: getattr(first, name) for name in first.__dataclass_fields__},
         runner_up=runner_up,

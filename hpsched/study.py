@@ -292,7 +292,8 @@ def best(study: Study) -> Best:
         UsageError: No trial has finished a full cycle; several objectives.
     """
     _check_single(study)
-    named = ledger.best_of(ledger.read_runs(study.get_trials(deepcopy=False)), study.direction)
+    runs = ledger.read_runs(study.get_trials(deepcopy=False))
+    named = ledger.best_of(runs, study.direction, study.study_name)
     if named is None:
         recipe = proposed(study)
         so_far = f"; as far as it knows, {_in_words(recipe)} is best" if recipe else ""

@@ -149,7 +149,8 @@ def summarise(study: Study, now: float | None = None) -> Summary:
     search = [run for run in runs if run.confirms is None]
     workers = read_workers(study.user_attrs)
     live = live_workers(workers, now)
-    named = best_of(runs, study.direction) if len(study.directions) == 1 else None
+    single = len(study.directions) == 1
+    named = best_of(runs, study.direction, study.study_name) if single else None
     windows = _windows(trials, runs, study.directions)
     cost = total_cost(runs)
     over = is_over(settings, runs, study.directions[0], now)  # confirmations may need less

@@ -115,7 +115,7 @@ def best_table(best: Best) -> RenderableType:
     if best.runner_up:
         table.add_row("runner-up", f"trial {best.runner_up.number}: {value_text(best.runner_up)}")
         table.add_row("difference", _difference(best))
-    table.add_row("from", f"trial {best.number}" + (f"; {best.hint}" if best.hint else ""))
+    table.add_row("from", f"trial {best.number}" + (f"; {escape(best.hint)}" if best.hint else ""))
     return table
 
 

@@ -220,7 +220,7 @@ def test_confirmed_recipes_rank_first_and_by_fresh_seeds_alone() -> None:
         trial(5, values={2: 0.40}, confirms=1),
         trial(6, values={2: 0.42}, confirms=1),
     ]
-    best = best_of(read_runs(trials), MIN)
+    best = best_of(read_runs(trials), MIN, "s")
     assert best is not None
     assert best.number == 0
     assert best.mean == pytest.approx(0.32)
@@ -237,7 +237,7 @@ def test_not_significant_when_the_spread_covers_the_difference() -> None:
     trials = [trial(0, values={2: 0.3}), trial(1, values={2: 0.3})]
     values = ((0, 0.30), (0, 0.40), (1, 0.31), (1, 0.41))
     trials += [trial(2 + i, values={2: v}, confirms=c) for i, (c, v) in enumerate(values)]
-    best = best_of(read_runs(trials), MIN)
+    best = best_of(read_runs(trials), MIN, "s")
     assert best is not None
     assert best.significant is False
 
@@ -248,16 +248,16 @@ def test_equal_values_are_compared_without_a_warning() -> None:
     trials += [trial(2 + i, values={2: v}, confirms=c) for i, (c, v) in enumerate(values)]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        best = best_of(read_runs(trials), MIN)
+        best = best_of(read_runs(trials), MIN, "s")
     assert best is not None and best.number == 0
     assert best.significant is False  # p = 0.063
 
 
 def test_one_seed_has_no_spread_and_says_how_to_get_one() -> None:
-    best = best_of(read_runs([trial(0, values=FULL)]), MIN)
+    best = best_of(read_runs([trial(0, values=FULL)]), MIN, "my [b]study")
     assert best is not None
     assert (best.seeds, best.spread, best.significant, best.confirmed) == (1, None, None, False)
-    assert "confirm" in best.hint
+    assert "`hpsched study confirm 'my [b]study'`" in best.hint
 
 
 def test_maximize_picks_the_largest() -> None:
@@ -272,15 +272,15 @@ def test_a_recipe_that_diverges_on_a_fresh_seed_is_no_winner() -> None:
         trial(2, "PRUNED", {2: None}, confirms=0, **{records.DIVERGED: "nan"}),
         trial(3, values={2: 0.5}, confirms=1),
     ]
-    best = best_of(read_runs(trials), MIN)
+    best = best_of(read_runs(trials), MIN, "s")
     assert best is not None
     assert best.number == 1
     assert best.runner_up is not None
     assert best.runner_up.spread is None
-    unconfirmed = best_of(read_runs(trials[:3]), MIN)
+    unconfirmed = best_of(read_runs(trials[:3]), MIN, "s")
     assert unconfirmed is not None
     assert unconfirmed.number == 1
 
 
 def test_no_full_cycle_no_best() -> None:
-    assert best_of(read_runs([trial(0, "PRUNED", {0: 0.5})]), MIN) is None
+    assert best_of(read_runs([trial(0, "PRUNED", {0: 0.5})]), MIN, "s") is None

@@ -18,7 +18,15 @@ from rich.markup import escape
 
 from hpsched.cli.fleet_screen import node_table
 from hpsched.cli.lr_find import verdict
-from hpsched.cli.screen import RunLine, doing, is_live, progress_line, status_line, status_screen
+from hpsched.cli.screen import (
+    RunLine,
+    best_table,
+    doing,
+    is_live,
+    progress_line,
+    status_line,
+    status_screen,
+)
 from hpsched.cli.sparkline import BLOCKS, PLAIN, SEEN, Seen, sparkline, steps_line
 from hpsched.cycle import Progress
 from hpsched.devices import Device
@@ -59,6 +67,13 @@ def printed(what: Any, width: int = 200, **console: Any) -> str:
     out = io.StringIO()
     Console(width=width, file=out, **{"force_terminal": False, **console}).print(what)
     return out.getvalue()
+
+
+def test_the_best_recipe_comes_with_a_command_that_names_its_study() -> None:
+    best = report_studies.maximised().best
+    assert best is not None
+    hint = best.hint.replace("digits", "'[b]mine[/b]'")  # quoted, it must not be taken for markup
+    assert "`hpsched study confirm '[b]mine[/b]'`" in printed(best_table(replace(best, hint=hint)))
 
 
 # -- curves ----------------------------------------------------------------------------------------
