@@ -14,7 +14,7 @@ from hpsched.present import rate_text
 from hpsched.proposal import Proposal
 
 GAP = 18  # pixels between panels
-HEAD, FOOT = 72, 100  # pixels: labels and title above the panels, axis and legend below
+HEAD, FOOT = 92, 100  # pixels: labels under title or toolbar above, axis and legend below
 
 
 def stack(figure: go.Figure, heights: Sequence[int]) -> list[str]:

@@ -255,6 +255,23 @@ def test_labels_of_rates_do_not_touch(
 
 
 @pytest.mark.browser
+@pytest.mark.parametrize("width", [700, 1000, 1400])
+def test_labels_of_lines_stand_below_the_toolbar(width: int, opened: Open, tmp_path: Path) -> None:
+    study = report_studies.confirmed()
+    write_figure(study.figure("range_test"), tmp_path / "lr.html")
+    for path in (write_report(study, tmp_path / "report.html"), tmp_path / "lr.html"):
+        page = opened(path, width).page
+        plots = page.locator(".plotly-graph-div:has(.annotation-text)").all()
+        assert plots
+        for plot in plots:
+            buttons = plot.locator(".modebar").bounding_box()
+            labels = [one.bounding_box() for one in plot.locator(".annotation-text").all()]
+            assert buttons and all(
+                box and box["y"] >= buttons["y"] + buttons["height"] for box in labels
+            )
+
+
+@pytest.mark.browser
 def test_a_dark_page_changes_colours_and_no_words(opened: Open, tmp_path: Path) -> None:
     figure = styled(go.Figure(), "white")
     add_marks(figure, ["white", BLUE], [1, 2], "white", mark("circle", BLUE, 9), text=[BLUE, "y"])
