@@ -297,7 +297,10 @@ def _sign_test(found: Difference) -> float:
 
 
 def holm(values: Sequence[float | None]) -> list[float | None]:
-    """p values corrected for their number (Holm 1979); None stays None and counts for nothing."""
+    """p values corrected for their number; None stays None and counts for nothing.
+
+    Holm, "A simple sequentially rejective multiple test procedure", Scand. J. Statist. 6 (1979).
+    """
     known = sorted((p, i) for i, p in enumerate(values) if p is not None)
     corrected: list[float | None] = [None] * len(values)
     worst = 0.0

@@ -2,7 +2,8 @@
 
 A study's own value was chosen among many and is too good on average, so only fresh seeds count as
 evidence (:mod:`hpsched.ledger`). Where two studies ran on the same ones, as those of ``hpsched
-compare`` do, they are compared seed by seed, as it does; else by Welch's t-test.
+compare`` do, they are compared seed by seed, as it does; else by Welch's t-test. The more pairs of
+studies there are, the more certain each has to be: p is corrected for their number (Holm 1979).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import dataclass, replace
 from optuna.study import StudyDirection
 
 from hpsched import ledger, records
-from hpsched.compare import Arm, Difference, differences
+from hpsched.compare import Arm, Difference, differences, holm
 from hpsched.errors import UsageError
 from hpsched.figure_data import cell_text
 from hpsched.ledger import SIGNIFICANCE, Best, Run
@@ -34,8 +35,8 @@ class Pair:
             diverged, by the number of seeds on which each is ahead.
         difference: Of the means, as good as positive.
         p: Of Welch's t-test, two-sided; where the seeds are the same, that of
-            :func:`hpsched.compare.differences`. None with fewer than two on either side.
-        verdict: What that says, in words.
+            :func:`hpsched.compare.differences`. Of a :class:`Comparison`, corrected for the number
+            of its pairs (Holm). None with fewer than two on either side.
         low, high: 95 % interval of the difference; None where the seeds differ, or without one.
         paired: Whether both ran on the same seeds.
     """
@@ -44,10 +45,16 @@ class Pair:
     worse: str
     difference: float
     p: float | None
-    verdict: str
     low: float | None = None
     high: float | None = None
     paired: bool = False
+
+    @property
+    def verdict(self) -> str:
+        """What p says, in words."""
+        if self.p is None:
+            return "not known: fewer than two fresh seeds, or no spread"
+        return "significant" if self.p < SIGNIFICANCE else "not significant: either will do"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +96,9 @@ def compare(summaries: Sequence[Summary]) -> Comparison:
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UsageError(f"{twice[0]!r} is named twice: name each study once.")
     summaries = [_as_counted(summary) for summary in summaries]
-    pairs = list(_pairs(summaries))
+    found = list(_pairs(summaries))
+    corrected = holm([pair.p for pair in found])
+    pairs = [replace(pair, p=p) for pair, p in zip(found, corrected, strict=True)]
     return Comparison(
         studies=tuple(summaries),
         headline=_headline(summaries, pairs),
@@ -122,13 +131,11 @@ def _pairs(summaries: Sequence[Summary]) -> Iterator[Pair]:
         if _same_seeds(first, second):
             yield _paired(first, second)
             continue
-        p = welch(first.best.fresh, second.best.fresh)
         yield Pair(
             better=first.name,
             worse=second.name,
             difference=abs(first.best.mean - second.best.mean),
-            p=p,
-            verdict=_verdict(p),
+            p=welch(first.best.fresh, second.best.fresh),
         )
 
 
@@ -145,7 +152,6 @@ def _paired(first: Summary, second: Summary) -> Pair:
         worse=second.name,
         difference=apart if found.gain is None else found.gain,
         p=found.p,
-        verdict=_verdict(found.p),
         low=found.low,
         high=found.high,
         paired=True,
@@ -161,12 +167,6 @@ def welch(first: Sequence[float], second: Sequence[float]) -> float | None:
     spread = max(len(set(first)), len(set(second))) > 1
     p = ledger.welch(first, second) if spread else None
     return None if p is None or not math.isfinite(p) else p
-
-
-def _verdict(p: float | None) -> str:
-    if p is None:
-        return "not known: fewer than two fresh seeds, or no spread"
-    return "significant" if p < SIGNIFICANCE else "not significant: either will do"
 
 
 def _headline(summaries: Sequence[Summary], pairs: Sequence[Pair]) -> str:
@@ -211,11 +211,6 @@ def _warnings(summaries: Sequence[Summary]) -> Iterator[str]:
                 f"{one.name} and {other.name} confirmed with {len(shared)} of the same seeds: the "
                 "two are not independent, as the test assumes; give the studies different seeds."
             )
-    if sum(bool(s.best and s.best.fresh) for s in summaries) > 2:
-        yield (
-            "Of many comparisons some come out significant by chance: 1 in 20 at the 5 % level "
-            "(hpsched compare corrects its p for their number, this page does not)."
-        )
 
 
 def _own_warnings(summary: Summary) -> Iterator[str]:

@@ -137,7 +137,8 @@ def _compared(found: Comparison) -> dict[str, Any]:
         "pairs": [_pair_row(pair) for pair in found.pairs],
         "pair_note": "Two-sided, between the fresh seeds of the studies’ best recipes: seed by "
         "seed (paired, with a 95 % interval, as hpsched compare does) where both ran on the same "
-        "ones, else by Welch’s t-test. With two or three seeds it finds large differences only.",
+        "ones, else by Welch’s t-test. p is corrected for the number of pairs (Holm), an interval "
+        "is not. With two or three seeds it finds large differences only.",
         "recipe_heads": ("parameter", *names),
         "recipes": found.recipes,
     }

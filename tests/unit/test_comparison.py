@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import re
 from dataclasses import replace
@@ -18,7 +19,7 @@ from scipy import stats
 
 import hpsched
 from hpsched import comparison, figures, records
-from hpsched.compare import Arm, differences
+from hpsched.compare import Arm, differences, holm
 from hpsched.comparison import comparable, compare, welch
 from hpsched.errors import UsageError
 from hpsched.ledger import best_so_far
@@ -238,10 +239,16 @@ def test_cycles_of_other_lengths_and_shared_seeds_are_warned_of() -> None:
     assert not any("same seeds" in w for w in compare([first, worse()]).warnings)
 
 
-def test_three_studies_are_warned_of_chance() -> None:
-    found = compare([report_studies.confirmed(), worse(), replace(worse(), name="third")])
-    assert len(found.pairs) == 3
-    assert any("by chance" in warning for warning in found.warnings)
+def test_of_three_studies_each_pair_has_to_be_surer() -> None:
+    first, second = told(report_studies.confirmed(), 0.1, 0.2, 0.3), told(other(), 0.3, 0.4, 0.5)
+    third = replace(told(other(), 0.32, 0.45, 0.5), name="third")
+    alone = [compare(two).pairs[0].p for two in itertools.combinations([first, second, third], 2)]
+    found = compare([first, second, third])
+    assert [pair.p for pair in found.pairs] == holm(alone)
+    sure = found.pairs[1]  # of the first and the third
+    assert alone[1] and sure.p and alone[1] < 0.05 < sure.p
+    assert sure.verdict.startswith("not significant")
+    assert "; not significantly better than" in found.headline
 
 
 def test_tables_show_costs_and_recipes_side_by_side() -> None:
