@@ -199,16 +199,16 @@ def _best_so_far(summary: Summary, width: int, plain: bool) -> Text | None:
 def _window(where: Coordinates) -> str:
     """What the range tests and the complete cycles say of max_lr, and where it is searched."""
     found, centre = where.evidence, f"centre {rate_text(where.centre)}"
-    if found is None or found.proposal == found.prior:
-        unclear = found is not None and not found.prior.reliable
-        said = "range tests have no clear answer; searched is " if unclear else ""
-        return f"{said}{_rates(where.window)}, {centre}"
-    tested, refined = ((shown.low, shown.high) for shown in (found.prior, found.proposal))
+    searched = _rates(where.window)
+    if found is None or (found.prior.reliable and found.proposal == found.prior):
+        return f"{searched}, {centre}"
+    tested, refined = (_rates((shown.low, shown.high)) for shown in (found.prior, found.proposal))
+    tests = f"range tests {f'say {tested}' if found.prior.reliable else 'have no clear answer'}"
+    if found.proposal == found.prior:
+        return f"{tests}; searched is {searched}, {centre}"
     by = "complete cycles" if found.runs else "cycles of other contexts"
-    tests = f"say {_rates(tested)}" if found.prior.reliable else "have no clear answer"
-    said = f"range tests {tests}, {by} {_rates(refined)}, {centre}"
-    moved = _rates(where.window) != _rates(refined)
-    return f"{said}; searched is {_rates(where.window)}" if moved else said
+    said = f"{tests}, {by} {refined}, {centre}"
+    return said if searched == refined else f"{said}; searched is {searched}"
 
 
 def _rates(window: tuple[float, float]) -> str:
