@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import optuna
-from optuna.trial import BaseTrial, TrialState
+from optuna.trial import BaseTrial, FrozenTrial, TrialState
 
 from hpsched import evidence, lr_curve, records, schedules
 from hpsched.coordinates import KAPPA_RANGE, STANDARD_KAPPA, STANDARD_RECIPE, coordinates
@@ -233,6 +233,20 @@ class PreStage:
             return self.recipe.fixed[field]
         low, high, _ = self.recipe.space[field]
         return min(max(value, low), high)
+
+
+def cycles_for_another(
+    trials: Sequence[FrozenTrial], own: Sequence[SweepRecord], total_steps: int
+) -> int:
+    """The budget that pays for one more range test of a context, which may get twice as long.
+
+    Args:
+        trials: All of the study.
+        own: The context's range tests, one at least.
+        total_steps: Of a full cycle.
+    """
+    steps = sum(record.steps for record in evidence.sweeps(trials)) + LONGEST * len(own[0].lrs)
+    return math.ceil(steps / (RANGE_TEST_SHARE * total_steps))
 
 
 def of(trial: BaseTrial, recipe: RecipeSpace, range_test: Any) -> PreStage | None:

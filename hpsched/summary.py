@@ -30,7 +30,8 @@ from hpsched.ledger import (
     when_ended,
 )
 from hpsched.present import counted
-from hpsched.records import Settings, WorkerRecord
+from hpsched.prestage import RANGE_TEST_SHARE, cycles_for_another
+from hpsched.records import Settings, SweepRecord, WorkerRecord
 from hpsched.search import of_study
 from hpsched.storage import clock
 from hpsched.study import WORKER_GONE_SECONDS, live_workers, read_settings, read_workers
@@ -303,10 +304,7 @@ def _warnings(
         yield from _plain_warnings(runs)
     if fruitless(runs):
         yield "no run has given a finite result yet: look at what train returns"
-    for key in windows:
-        doubt = evidence.doubt(evidence.of_context([run.trial for run in runs], key))
-        if doubt:
-            yield f"range test{f' ({key})' if key else ''}: {doubt}"
+    yield from _range_test_warnings([run.trial for run in runs], windows, settings)
     if named:
         yield from edges.warnings(runs, directions, windows, named)
     for worker in workers.values():
@@ -318,6 +316,36 @@ def _warnings(
             )
     if named and named.significant is False:
         yield "the best recipe is not significantly better than the runner-up: either will do"
+
+
+def _range_test_warnings(
+    trials: Sequence[FrozenTrial], windows: Mapping[str, Coordinates], settings: Settings | None
+) -> Iterable[str]:
+    for key, where in windows.items():
+        own = evidence.of_context(trials, key)
+        if doubt := evidence.doubt(own):
+            room = _no_room(trials, own, where.recipe.total_steps, settings)
+            yield f"range test{f' ({key})' if key else ''}: {doubt}{room}"
+
+
+def _no_room(
+    trials: Sequence[FrozenTrial],
+    own: Sequence[SweepRecord],
+    total_steps: int | None,
+    settings: Settings | None,
+) -> str:
+    """What helps where the budget keeps a context from another range test; empty otherwise."""
+    budget = settings and (settings.cycles or settings.trials)
+    if not (settings and budget and total_steps) or len(own) >= settings.range_tests:
+        return ""
+    needed = cycles_for_another(trials, own, total_steps)
+    if needed <= budget:
+        return ""
+    option = f"--{'cycles' if settings.cycles else 'trials'} {needed}"
+    return (
+        f". The study's budget has no room for another range test ({100 * RANGE_TEST_SHARE:.0f} % "
+        f"of it at most); a new study with {option} has"
+    )
 
 
 def _findings(

@@ -110,6 +110,22 @@ def test_a_study_in_which_nothing_is_finite_says_so_and_names_no_recipe(tmp_path
     assert not said(summarise(study), "finite") and best(study)
 
 
+@pytest.mark.parametrize("kind", ["cycles", "trials"])
+def test_a_budget_too_small_for_another_range_test_is_named_with_one_that_is_not(
+    kind: str, tmp_path: Path
+) -> None:
+    noise = FakeTraining(horizon=STEPS, loss_noise=50.0)  # no descent rises above it
+    small = run(new(tmp_path, "small", **{kind: 19}), 3, noise)
+    assert said(summarise(small), "has no room for another range test (5 % of it at most)")
+    assert said(summarise(small), f"a new study with --{kind} 20 has")
+    large = run(new(tmp_path, "large", **{kind: 20}), 3, noise)
+    counts = [sum(records.RANGE_TEST in t.user_attrs for t in s.trials) for s in (small, large)]
+    assert counts == [1, 2]
+    run(unlimited := new(tmp_path, "time", timeout=60.0), 4, noise)
+    known = summarise(unlimited)
+    assert said(known, "3 range tests give no proposal") and not said(known, "no room")
+
+
 def test_after_three_failures_the_doctor_comes_next(tmp_path: Path) -> None:
     def broken(cycle: hpsched.Cycle) -> float:
         raise ValueError("no data")
