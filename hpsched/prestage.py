@@ -178,8 +178,10 @@ class PreStage:
 
         Where the user names the weight decays, each has its turn.
         """
+        if self.options["weight_decays"]:
+            return False
         found = evidence.pool(useful, self.recipe.total_steps)
-        if found is None or found.prior.replicates < 2 or self.options["weight_decays"]:
+        if found is None or found.prior.replicates < 2:
             return False
         low, high = found.prior.interval
         return found.prior.reliable and high <= AGREED * low
