@@ -22,7 +22,7 @@ __all__ = ["Proposal", "pool"]
 
 DRAWS = 200  # bootstrap replicates
 INTERVAL = (0.05, 0.95)  # quantiles of the interval
-BETWEEN = 0.025  # decades, spread of the centre between seeds that few replicates do not show
+BETWEEN = 0.04  # decades, spread of the centre between seeds that few replicates do not show
 HORIZON_SPREAD = 0.2  # octaves per doubling: how much the horizon's slope differs between tasks
 BELOW_EDGE = 2.0**8  # without a descent the window begins this factor below the edge
 TELLING = 0.25  # a draw that gains less than this share of the whole says nothing of the centre

@@ -506,7 +506,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     measure = commands.add_parser("run", help="measure what is missing")
-    measure.add_argument("--tasks", nargs="*", choices=_NAMES, default=_NAMES)
+    measure.add_argument("--tasks", nargs="*", choices=_NAMES, default=_NAMES, metavar="TASK")
     measure.add_argument("--processes", type=int, default=2)
     measure.add_argument(
         "--no-studies", action="store_true", help="only what does not depend on the rules"
