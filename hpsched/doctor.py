@@ -107,7 +107,9 @@ def _device() -> str:
     except ImportError:
         raise HpschedError("torch is not installed: pip install torch.") from None
     if not torch.cuda.is_available():
-        return f"cpu only ({os.cpu_count()} cores, {torch.get_num_threads()} threads a worker)"
+        threads = torch.get_num_threads()
+        fewer = "; small models train faster with OMP_NUM_THREADS=1" if threads > 1 else ""
+        return f"cpu only ({os.cpu_count()} cores, {threads} threads a worker{fewer})"
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     devices = ", ".join(f"cuda:{i} {name}" for i, name in enumerate(names))
     return f"{devices}; CUDA {torch.version.cuda}"

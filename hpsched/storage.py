@@ -164,7 +164,7 @@ def open_storage(
 
     def connect() -> BaseStorage:
         try:
-            return _connect(parsed, heartbeat)
+            return _connect(parsed, heartbeat, expected=not create)
         except Exception:
             gc.collect()  # the storage that was half made holds a connection
             raise
@@ -489,13 +489,15 @@ def _check_file(url: URL, create: bool) -> None:
         raise UsageError(f"The folder of {path} does not exist: create it, or use another path.")
 
 
-def _connect(url: URL, heartbeat: bool) -> BaseStorage:
+def _connect(url: URL, heartbeat: bool, expected: bool) -> BaseStorage:
     engine = _engine(url)
     if _has_tables(engine):
         backend = _make_backend(url, heartbeat)
     else:
         with _lock(engine, "tables"):  # workers that start together would all make them
             backend = _make_backend(url, heartbeat)
+        if expected:  # perhaps the name of another database was meant
+            logger.warning("%s was empty: Optuna's tables were made in it", _shown(url))
     if url.get_backend_name() == "sqlite":
         _configure_sqlite(backend.engine)
     else:

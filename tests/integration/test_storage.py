@@ -180,6 +180,18 @@ def test_the_doctor_makes_no_tables(storage_url: str) -> None:
     storage.release(study._storage)
 
 
+def test_tables_made_where_they_were_expected_are_told_of(
+    storage_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    if storage_url.startswith("sqlite"):
+        Path(sqlalchemy.make_url(storage_url).database or "").touch()
+    open_storage(storage_url)
+    assert "was empty: Optuna's tables were made" in caplog.text
+    caplog.clear()
+    open_storage(storage_url)
+    assert not caplog.text
+
+
 def test_sqlite_file_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="There is no database"):
         open_storage(f"sqlite:///{tmp_path}/missing.db")
