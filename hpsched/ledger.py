@@ -24,6 +24,8 @@ from hpsched.errors import RecordError
 from hpsched.records import CycleRecord, RecipeSpace, Settings, SweepRecord
 
 FAILURES_IN_A_ROW = 3  # after which a worker gives up
+#: What to do about a study that is :func:`fruitless`.
+FRUITLESS = "look at what train returns, or lower the range of max_lr; then create a new study"
 CONFIRM_SHARE = 0.3  # of the budget, at most, goes to confirmations
 SIGNIFICANCE = 0.05
 
@@ -140,6 +142,16 @@ def fruitless(runs: Iterable[Run]) -> bool:
     """Whether complete cycles were run, and not one of them gave a finite result."""
     values = [cycle.value for run in runs for cycle in run.cycles]
     return bool(values) and all(value is None for value in values)
+
+
+def latest_failed(runs: Iterable[Run]) -> int:
+    """How many of the latest trials failed, where all of them did, as of a broken objective.
+
+    The latest are as many as a worker bears, or all that have ended when these are fewer.
+    """
+    ended = sorted((run for run in runs if run.trial.datetime_complete), key=when_ended)
+    latest = ended[-FAILURES_IN_A_ROW:]
+    return len(latest) if all(run.trial.state == TrialState.FAIL for run in latest) else 0
 
 
 def optimizer_name(runs: Iterable[Run]) -> str:

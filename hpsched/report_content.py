@@ -15,7 +15,16 @@ from optuna.trial import TrialState
 from hpsched import records
 from hpsched.coordinates import Coordinates
 from hpsched.figure_data import cell_text, ranked
-from hpsched.ledger import Best, Candidate, Cost, Run, optimizer_name
+from hpsched.ledger import (
+    FRUITLESS,
+    Best,
+    Candidate,
+    Cost,
+    Run,
+    fruitless,
+    latest_failed,
+    optimizer_name,
+)
 from hpsched.present import duration, guess_text, mean_and_spread, number, torch_snippet
 from hpsched.records import RecipeSpace
 from hpsched.summary import Summary
@@ -87,11 +96,12 @@ class Step:
 def next_step(summary: Summary) -> Step | None:
     """What the reader should run next; None when the answer is there."""
     best = summary.best
-    if several_objectives(summary) or (best and best.confirmed and _is_done(summary)):
+    if several_objectives(summary):
         return None
-    if best is None and set(summary.states) == {"fail"}:
-        why = "Every trial has failed so far: mend the objective first; the last reason is below."
+    if why := trouble(summary):
         return Step(why=why, code=f"hpsched doctor --study {shlex.quote(summary.name)}")
+    if best and best.confirmed and _is_done(summary):
+        return None
     if best is None and summary.progress == 1.0:
         why = NO_RESULT
     elif best is None:
@@ -101,6 +111,23 @@ def next_step(summary: Summary) -> Step | None:
     else:
         why = "The search is not finished: the best recipe may still change."
     return Step(why=why, code=summary.next_command if summary.settings else _plain_code(best))
+
+
+def trouble(summary: Summary) -> str | None:
+    """Why the study cannot go on as it is, which `hpsched doctor` tells more of; None where it can.
+
+    None, too, while somebody is at work: the next trial may do better.
+    """
+    at_work = summary.live if summary.settings else "running" in summary.states or summary.best
+    if at_work:
+        return None
+    if failed := latest_failed(summary.runs):
+        every = set(summary.states) <= {"fail", "waiting"}
+        which = "Every trial has failed so far" if every else f"The last {failed} trials failed"
+        return f"{which}: mend the objective first; the last reason is below."
+    if fruitless(summary.runs):
+        return f"No run has given a finite result: {FRUITLESS}."
+    return None
 
 
 def _is_done(summary: Summary) -> bool:
@@ -199,12 +226,15 @@ def spent(summary: Summary) -> list[list[str]]:
 
 def saved(summary: Summary) -> str:
     """What ending trials early saved, in a sentence."""
-    if not summary.saved_cycles:
+    pruned = summary.states.get("pruned", 0)
+    trials = f"{pruned:,} trial{'s' * (pruned != 1)}"
+    if not pruned:
         return "Nothing has been pruned yet."
-    return (
-        f"Ending {summary.states.get('pruned', 0)} trials early saved "
-        f"{number(summary.saved_cycles)} full cycles of training."
-    )
+    if not summary.saved_cycles:
+        return f"Ending {trials} early has saved nothing so far."
+    cycles = f"{number(summary.saved_cycles)} full cycles of training"
+    took = f", about {duration(summary.saved_seconds)}" if summary.saved_seconds else ""
+    return f"Ending {trials} early saved {cycles}{took}."
 
 
 def top_recipes(summary: Summary) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from hpsched import edges, evidence, records
 from hpsched.coordinates import Coordinates, coordinates
 from hpsched.ledger import (
-    FAILURES_IN_A_ROW,
+    FRUITLESS,
     Best,
     Cost,
     Run,
@@ -25,9 +25,9 @@ from hpsched.ledger import (
     confirmations_planned,
     fruitless,
     is_over,
+    latest_failed,
     read_runs,
     total_cost,
-    when_ended,
 )
 from hpsched.present import counted
 from hpsched.prestage import RANGE_TEST_SHARE, cycles_for_another
@@ -64,7 +64,8 @@ class Summary:
         rungs: Counts by rung, shortest first.
         windows: Context → where its range tests point.
         cost, search_cost, range_test_cost, confirm_cost: What was spent, in all and on what.
-        saved_cycles: Full cycles that pruned and diverged trials did not run.
+        saved_cycles: Full cycles that pruned and diverged trials did not run; 0 while no trial has
+            run in full, as nothing was gained by ending the others.
         saved_seconds: About what these would have taken on a device, at the pace of full cycles;
             None before one has finished.
         confirmations: Finished confirmation runs.
@@ -183,7 +184,7 @@ def summarise(study: Study, now: float | None = None) -> Summary:
         eta=_eta(settings, runs, progress, len(live), now),
         findings=tuple(_findings(runs, study.directions, settings, named)),
         warnings=tuple(_warnings(runs, study.directions, windows, workers, settings, named, now)),
-        next_command=_next_command(study, settings, live, over, named, stuck=_stuck(runs)),
+        next_command=_next_command(study, settings, live, over, named, is_stuck(runs)),
     )
 
 
@@ -225,6 +226,8 @@ def _sweep_cost(runs: Sequence[Run]) -> Cost:
 
 def _saved_cycles(search: Sequence[Run]) -> float:
     """What it would have cost to run every pruned recipe in full, less what was spent on it."""
+    if not any(run.full for run in search):
+        return 0.0
     pruned = [
         run
         for run in search
@@ -303,7 +306,9 @@ def _warnings(
     if settings is not None:
         yield from _plain_warnings(runs)
     if fruitless(runs):
-        yield "no run has given a finite result yet: look at what train returns"
+        at_work = live_workers(workers, now)  # the next trial may still give one
+        remedy = "look at what train returns" if at_work else FRUITLESS
+        yield f"no run has given a finite result yet: {remedy}"
     yield from _range_test_warnings([run.trial for run in runs], windows, settings)
     if named:
         yield from edges.warnings(runs, directions, windows, named)
@@ -423,11 +428,9 @@ def _failure_warnings(runs: Sequence[Run]) -> Iterable[str]:
         )
 
 
-def _stuck(runs: Sequence[Run]) -> bool:
-    """Whether workers gave up: the latest trials all failed, or no run gave a finite result."""
-    ended = sorted((run for run in runs if run.trial.datetime_complete), key=when_ended)
-    latest = [run.trial.state for run in ended[-FAILURES_IN_A_ROW:]]
-    return latest == [TrialState.FAIL] * FAILURES_IN_A_ROW or fruitless(runs)
+def is_stuck(runs: Sequence[Run]) -> bool:
+    """Whether workers would give up: the latest trials all failed, or none was finite."""
+    return latest_failed(runs) > 0 or fruitless(runs)
 
 
 def _next_command(

@@ -56,7 +56,7 @@ from hpsched.errors import (
     TrialLostError,
     UsageError,
 )
-from hpsched.ledger import FAILURES_IN_A_ROW, Next, fruitless, next_move, read_runs
+from hpsched.ledger import FAILURES_IN_A_ROW, FRUITLESS, Next, fruitless, next_move, read_runs
 from hpsched.records import WorkerRecord
 from hpsched.redaction import redact
 from hpsched.storage import (
@@ -517,8 +517,7 @@ class Worker:
             return
         raise TrainingError(
             f"{self._divergences} trials in a row gave no finite result, nor did any other of this "
-            f"study; the last {error}. Look at what train returns, or lower the range of max_lr; "
-            "then create a new study."
+            f"study; the last {error}. {FRUITLESS[:1].upper()}{FRUITLESS[1:]}."
         ) from error
 
     def _count(self, **more: int) -> None:

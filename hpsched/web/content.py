@@ -22,7 +22,16 @@ from hpsched.figure_files import templates
 from hpsched.ledger import Best, Candidate
 from hpsched.present import duration, mean_and_spread, number, rate_text
 from hpsched.records import WorkerRecord
-from hpsched.report_content import NO_RESULT, YOURS, costs, headline, recipe_table
+from hpsched.report_content import (
+    NO_RESULT,
+    YOURS,
+    costs,
+    headline,
+    recipe_table,
+    saved,
+    several_objectives,
+    trouble,
+)
 from hpsched.study import WORKER_GONE_SECONDS
 from hpsched.summary import Summary
 
@@ -65,6 +74,7 @@ def sections(summary: Summary, now: float) -> dict[str, str]:
         "recipe": _recipe(summary),
         "top": _top(summary),
         "costs": list(costs(summary).items()),
+        "saved": saved(summary),
         "NOTES": NOTES,
     }
     macros = _templates().get_template("sections.html.jinja").module
@@ -100,6 +110,8 @@ def _capitalised(text: str) -> str:
 def state_of(summary: Summary) -> State:
     """How the study stands, and what to do about it."""
     best, busy = summary.best, [r for r in summary.runs if r.trial.state == TrialState.RUNNING]
+    if summary.settings and not several_objectives(summary) and (why := trouble(summary)):
+        return State(word="stuck", why=why, tone="wait")
     if summary.progress == 1.0:
         if best is None:
             return State(word="budget spent", why=NO_RESULT, tone="wait")

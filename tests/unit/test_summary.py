@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import html
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,12 @@ from optuna.trial import TrialState
 
 import hpsched
 from hpsched import records
+from hpsched import report_content as content
 from hpsched.errors import UsageError
 from hpsched.records import WorkerRecord
 from hpsched.study import best, create_study, open_study
 from hpsched.summary import Summary, summarise
+from hpsched.web.content import sections
 
 STEPS = 300
 
@@ -101,13 +105,54 @@ def said(summary: Summary, words: str) -> bool:
 def test_a_study_in_which_nothing_is_finite_says_so_and_names_no_recipe(tmp_path: Path) -> None:
     study = run(new(tmp_path), 4, nan)
     known = summarise(study)
-    assert said(known, "no run has given a finite result")
+    assert said(known, "no run has given a finite result yet: look at what train returns, or lower")
+    assert said(known, "then create a new study")
+    assert known.saved_cycles == 0  # by ending what could not have gone on
     assert known.next_command == "hpsched doctor --study s"
     with pytest.raises(UsageError, match="hpsched doctor --study s") as error:
         best(study)
     assert "max_lr" not in str(error.value)
     run(study, 4)
     assert not said(summarise(study), "finite") and best(study)
+    assert summarise(study).saved_cycles > 0
+
+
+def test_a_trial_that_may_yet_be_finite_makes_nobody_give_up_the_study(tmp_path: Path) -> None:
+    study = run(new(tmp_path), 1, nan)
+    now = later(study, hours=0)
+    at_work(study, 1, now)
+    known = summarise(study, now)
+    assert said(known, "look at what train returns") and not said(known, "new study")
+    assert content.trouble(known) is None
+
+
+@pytest.mark.parametrize(
+    ("failing", "good", "why"),
+    [
+        ("nan", 0, "No run has given a finite result: look at what train returns, or lower"),
+        ("raises", 0, "Every trial has failed so far: mend the objective first"),
+        ("raises", 4, "The last 3 trials failed: mend the objective first"),
+    ],
+)
+def test_page_report_and_command_say_the_same_of_a_study_that_cannot_go_on(
+    tmp_path: Path, failing: str, good: int, why: str
+) -> None:
+    def broken(cycle: hpsched.Cycle) -> float:
+        if failing == "raises":
+            raise RuntimeError("no data")
+        return nan(cycle)
+
+    study = run(new(tmp_path), good)
+    for _ in range(3):
+        with suppress(RuntimeError):
+            run(study, 1, broken)
+    known = summarise(study)
+    step = content.next_step(known)
+    shown = sections(known, 0.0)["next_step"]
+    assert step is not None and step.why.startswith(why)
+    assert step.why in html.unescape(shown)
+    assert step.code == known.next_command == "hpsched doctor --study s"
+    assert step.code in shown
 
 
 @pytest.mark.parametrize("kind", ["cycles", "trials"])
