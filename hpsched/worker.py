@@ -487,11 +487,15 @@ class Worker:
     def _fail(self, trial: Trial, error: Exception | SystemExit) -> None:
         reason = redact(objectives.describe(error))
         self._count(failed=1)
-        remedy = "they do not count as trials, though their steps do: mend the objective"
+        remedy = (
+            "they do not count as trials, though the range tests and cycles that they finished "
+            "count as spent: mend the objective"
+        )
         if isinstance(error, HpschedError):  # every trial would fail the same way
             error.add_note(
-                f"Trial {trial.number} failed; it does not count as a trial, though its steps do: "
-                "mend the objective and attach again."
+                f"Trial {trial.number} failed; it does not count as a trial, though the range "
+                "tests and cycles that it finished count as spent: mend the objective and attach "
+                "again."
             )
             raise error
         logger.error("trial %d: failed: %s", trial.number, reason)

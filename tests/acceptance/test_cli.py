@@ -910,6 +910,17 @@ def test_an_objective_that_breaks_the_contract(
     assert words[0] in trial.user_attrs[records.ERROR]
 
 
+def test_of_a_failed_trial_what_it_finished_counts_as_spent(folder: Path) -> None:
+    new_study(folder, "broken:train_returns_none", trials=4)
+    done = run("worker", "attach", "s", cwd=folder)
+    refused(done, 1, "the range tests and cycles that it finished count as spent")
+    (trial,) = reopen(folder).trials
+    sweep = records.sweep(trial)
+    assert sweep is not None and not records.cycles(trial)
+    spent = json.loads(ok("study", "status", "s", "-f", "json", cwd=folder))["cost"]
+    assert spent["steps"] == sweep.steps  # without the cycle that ended with None
+
+
 @pytest.mark.parametrize(
     ("function", "reason"),
     [("raises", "KeyError: 'the data set is gone'"), ("exits", "SystemExit: 7")],
