@@ -233,7 +233,9 @@ def saved(summary: Summary) -> str:
     if not summary.saved_cycles:
         return f"Ending {trials} early has saved nothing so far."
     cycles = f"{number(summary.saved_cycles)} full cycles of training"
-    took = f", about {duration(summary.saved_seconds)}" if summary.saved_seconds else ""
+    took = (
+        f", about {duration(summary.saved_seconds)} of device time" if summary.saved_seconds else ""
+    )
     return f"Ending {trials} early saved {cycles}{took}."
 
 
