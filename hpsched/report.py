@@ -97,7 +97,9 @@ def render(summaries: Summary | Sequence[Summary], *, as_markdown: bool = False)
 def render_report(summary: Summary) -> str:
     """The page as HTML; also of a study that is unfinished or empty."""
     page = templates().get_template("report.html.jinja")
-    return page.render(**_said(summary), groups=list(groups(summary)), drawing=drawing())
+    drawn = list(groups(summary))
+    script = {"drawing": drawing()} if drawn else {}
+    return page.render(**_said(summary), groups=drawn, **script)
 
 
 def render_markdown(summary: Summary) -> str:

@@ -65,7 +65,14 @@ def page_figure(name: str, figure: go.Figure, note: str, context: str = "") -> F
 
 
 def groups(summary: Summary) -> Iterator[Mapping[str, Any]]:
-    """The sections of figures: ``id``, ``title``, and ``figures``."""
+    """The sections of figures that have something to show: ``id``, ``title``, and ``figures``."""
+    for group in _all_groups(summary):
+        drawn = [figure for figure in group["figures"] if not figure.is_empty]
+        if drawn:
+            yield {**group, "figures": drawn}
+
+
+def _all_groups(summary: Summary) -> Iterator[Mapping[str, Any]]:
     title = "Where the learning rate works"
     if len(summary.windows) > CONTEXTS:
         title += f": {CONTEXTS} of {len(summary.windows)} contexts, those with the most trials"
@@ -91,8 +98,6 @@ def _range_tests(summary: Summary) -> Iterator[Figure]:
     contexts: dict[str, list[SweepRecord]] = {}
     for sweep in evidence.sweeps(run.trial for run in summary.runs):
         contexts.setdefault(sweep.context_key, []).append(sweep)
-    if not contexts:
-        yield page_figure("range-test", figures.range_test_figure([], None), "")
     for index, (key, sweeps) in enumerate(_most_tried(summary, contexts)):
         context = f"Context {key}" if key else ""
         where = summary.windows.get(key)

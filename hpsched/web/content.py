@@ -243,7 +243,7 @@ def make_figures(summary: Summary) -> list[Figure]:
         _figure(group, drawn)
         for group in report_figures.groups(summary)
         for drawn in group["figures"]
-        if not drawn.is_empty and drawn.id not in LEFT_OUT
+        if drawn.id not in LEFT_OUT
     ]
 
 

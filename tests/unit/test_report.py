@@ -40,6 +40,7 @@ from hpsched.report import (
 )
 from hpsched.report import markdown as markdown_env
 from hpsched.report_content import settings
+from hpsched.report_figures import groups
 from hpsched.study import create_study
 from hpsched.summary import Summary, summarise
 
@@ -164,6 +165,15 @@ def test_a_study_that_only_failed_says_to_mend_the_objective() -> None:
     assert "Every trial has failed so far: mend the objective first" in text
     assert "hpsched doctor --study 'broken one'" in text
     assert "2 trials failed" in text
+    assert "Warnings" in text and "To know before using it" not in text  # there is no recipe
+    assert "## Warnings" in render_markdown(summarise(study))
+
+
+def test_a_report_without_anything_to_draw_has_no_plots() -> None:
+    text = source(report_studies.empty)
+    assert "<figure" not in text and "The figures need" not in text
+    assert not list(groups(report_studies.empty()))
+    assert len(text) < 50_000  # without plotly.js
 
 
 def test_a_budget_spent_on_short_cycles_is_called_too_small(tmp_path: Path) -> None:
@@ -382,7 +392,8 @@ def test_hostile_text_stays_text(summary: Callable[[], Summary]) -> None:
     assert "img" not in {tag for tag, _ in page(summary).tags}
     assert '<script>alert("name")' not in source(summary)
     scripts = [attrs.get("type") for tag, attrs in page(summary).tags if tag == "script"]
-    assert scripts.count(None) == 1  # our own few lines; plotly.js is packed, the rest is data
+    drawn = bool(list(groups(summary())))
+    assert scripts.count(None) == drawn  # our own few lines; plotly.js is packed, the rest is data
     assert report_studies.HOSTILE in page(summary).text
 
 
@@ -390,7 +401,8 @@ def test_hostile_text_stays_text(summary: Callable[[], Summary]) -> None:
 def test_every_figure_has_a_caption_and_readable_data(summary: Callable[[], Summary]) -> None:
     captions = {a["id"] for tag, a in page(summary).tags if tag == "figcaption"}
     plots = [a["id"] for _, a in page(summary).tags if a.get("class") == "plotly-graph-div"]
-    assert len(plots) >= 6
+    assert len(plots) == sum(len(group["figures"]) for group in groups(summary()))
+    assert len(plots) >= 6 or summary is report_studies.empty
     for plot in plots:
         assert f"{plot}-caption" in captions
         found = re.search(rf'id="{plot}-data">(.*?)</script>', source(summary), re.DOTALL)
@@ -417,7 +429,7 @@ def test_the_file_is_written_and_not_too_large(tmp_path: Path) -> None:
 
 
 def test_the_packed_plotly_is_plotly() -> None:
-    packed = re.search(r'id="plotly-gz">(.*?)</script>', source(report_studies.empty))
+    packed = re.search(r'id="plotly-gz">(.*?)</script>', source(report_studies.maximised))
     assert packed is not None
     assert gzip.decompress(base64.b64decode(packed[1])).decode() == plotly.offline.get_plotlyjs()
 
