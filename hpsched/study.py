@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import secrets
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import optuna
@@ -23,7 +24,7 @@ from hpsched.errors import (
     StudyNotFoundError,
     UsageError,
 )
-from hpsched.ledger import Best
+from hpsched.ledger import Best, Candidate
 from hpsched.pruner import CyclePruner
 from hpsched.records import Settings, WorkerRecord
 from hpsched.sampler import OneCycleSampler, check_seed
@@ -251,6 +252,8 @@ def _settings(**values: Any) -> Settings:
 def confirm(study: Study, *, top: int = 2, seeds: int = 3) -> int:
     """Queue confirmations: the best ``top`` recipes, each again with ``seeds`` fresh seeds.
 
+    The best are those of which the search expects most after all results; the one that :func:`best`
+    names for its fresh seeds need not be among them.
     The study's workers run them even when its budget is spent; in plain Optuna the next
     ``study.optimize`` does.
 
@@ -260,20 +263,42 @@ def confirm(study: Study, *, top: int = 2, seeds: int = 3) -> int:
     Raises:
         UsageError: No trial has finished a full cycle yet; top or seeds below 1.
     """
+    return seeds * len(queue_confirmations(study, top=top, seeds=seeds).chosen)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Queued:
+    """What was queued to be confirmed.
+
+    Attributes:
+        chosen: The recipes, as they were before.
+        best: The one that :func:`best` names.
+        place: Its place among all recipes, by what the search expects of them, from 1.
+    """
+
+    chosen: Sequence[Candidate]
+    best: Candidate
+    place: int
+
+
+def queue_confirmations(study: Study, *, top: int, seeds: int) -> Queued:
+    """:func:`confirm`, which tells what it queued."""
     if top < 1 or seeds < 1:
         raise UsageError(f"top={top!r}, seeds={seeds!r}: both at least 1.")
     _check_single(study)
     runs = ledger.read_runs(study.get_trials(deepcopy=False))
-    chosen = ledger.rank(runs, study.direction, unconfirmed=True)[:top]
-    if not chosen:
+    ranked = ledger.rank(runs, study.direction, unconfirmed=True)
+    if not ranked:
         raise UsageError(
             f"Study {study.study_name!r} has no finished full cycle to confirm. To go on: "
             f"{_go_on(study)}."
         )
-    queue = [candidate.number for _ in range(seeds) for candidate in chosen]
-    for number in queue:
-        enqueue_confirmation(study, number)
-    return len(queue)
+    chosen = ranked[:top]
+    for candidate in seeds * chosen:
+        enqueue_confirmation(study, candidate.number)
+    named = ledger.rank(runs, study.direction)[0]
+    place = 1 + [candidate.number for candidate in ranked].index(named.number)
+    return Queued(chosen=chosen, best=named, place=place)
 
 
 def enqueue_confirmation(study: Study, number: int) -> None:

@@ -40,9 +40,10 @@ from hpsched.cli.completion import one_of, sampler_names, study_names
 from hpsched.cli.screen import best_table, is_live, status_line, status_screen, value_text
 from hpsched.cli.sparkline import Seen
 from hpsched.errors import UsageError
-from hpsched.present import duration, guess_text, number
+from hpsched.present import counted, duration, guess_text, number
 
 if TYPE_CHECKING:
+    from hpsched.ledger import Candidate
     from hpsched.summary import Summary
 
 study_app = typer.Typer(no_args_is_help=True, help="Create, watch, judge and remove studies.")
@@ -346,7 +347,7 @@ def best(
         typer.echo(torch_snippet(found, optimizer), nl=False)
     else:
         show(best_json(found), format, lambda: best_table(found))
-    if found.hint:
+    if found.hint and format != "table":  # a row of the table says it
         hint(f"[yellow]Note:[/] {escape(found.hint)}")
 
 
@@ -398,17 +399,36 @@ def report(
 def confirm(
     name: Name,
     storage: Storage = None,
-    top: Annotated[int, option(help="How many of the best recipes.")] = 2,
+    top: Annotated[int, option(help="How many recipes, those expected best first.")] = 2,
     seeds: Annotated[int, option(help="Fresh seeds for each.")] = 3,
 ) -> None:
-    """Queue the best recipes again with fresh seeds; workers run them even on a spent budget."""
-    from hpsched.study import confirm as confirm_study
-    from hpsched.study import open_study
+    """Queue the recipes of which the search expects most again with fresh seeds.
 
-    queued = confirm_study(open_study(name, storage), top=top, seeds=seeds)
-    typer.echo(queued)
+    They need not be what `hpsched study best` names, which goes by the fresh seeds there are.
+    Workers run them even on a spent budget.
+    """
+    from hpsched.study import open_study, queue_confirmations
+
+    queued = queue_confirmations(open_study(name, storage), top=top, seeds=seeds)
+    count = seeds * len(queued.chosen)
+    typer.echo(count)
+    trials = ", ".join(_with_seeds(candidate) for candidate in queued.chosen)
+    hint(f"Queued, each with {counted(seeds, 'fresh seed')}: {trials}.")
+    if queued.place > top:
+        more = f"hpsched study confirm {shlex.quote(name)} --top {queued.place} --seeds {seeds}"
+        hint(
+            f"Not queued: {_with_seeds(queued.best)}, which `hpsched study best` names; by all "
+            f"results, the search expects more of the others. {command_text(more, storage)} queues "
+            "it too, and them once more."
+        )
     attach = command_text(f"hpsched worker attach {shlex.quote(name)}", storage)
-    hint(f"{queued} full cycles queued. Next: {attach}")
+    hint(f"{counted(count, 'full cycle')} queued. Next: {attach}")
+
+
+def _with_seeds(candidate: Candidate) -> str:
+    """A recipe's trial, and the fresh seeds that it has already."""
+    there = len(candidate.fresh)
+    return f"trial {candidate.number}" + (f" (has {there} already)" if there else "")
 
 
 @study_app.command(epilog="Example: hpsched study export resnet > resnet.json")

@@ -5,14 +5,18 @@ from __future__ import annotations
 import datetime
 import math
 import warnings
+from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
+from typer.testing import CliRunner
 
+import hpsched
 from hpsched import records
+from hpsched.cli import app
 from hpsched.ledger import (
     Cost,
     Next,
@@ -25,6 +29,7 @@ from hpsched.ledger import (
     total_cost,
 )
 from hpsched.records import CycleRecord, RecipeSpace, Settings, SweepRecord
+from hpsched.study import create_study
 
 MIN, MAX = StudyDirection.MINIMIZE, StudyDirection.MAXIMIZE
 SPACE = RecipeSpace(
@@ -284,3 +289,40 @@ def test_a_recipe_that_diverges_on_a_fresh_seed_is_no_winner() -> None:
 
 def test_no_full_cycle_no_best() -> None:
     assert best_of(read_runs([trial(0, "PRUNED", {0: 0.5})]), MIN, "s") is None
+
+
+def test_confirm_says_what_it_queued_and_why_the_named_one_is_not_among_them(
+    tmp_path: Path,
+) -> None:
+    storage = f"sqlite:///{tmp_path}/studies.db"
+    study = create_study("my own", objective="a:b", storage=storage, trials=3)
+    study.add_trials(
+        [
+            trial(0, values={2: 0.30}),
+            trial(1, values={2: 0.25}),
+            trial(2, values={2: 0.01}),
+            trial(3, values={2: 0.31}, confirms=0),
+            trial(4, values={2: 0.33}, confirms=0),
+        ]
+    )
+    assert hpsched.best(study).number == 0
+    command = ["study", "confirm", "my own", "--storage", storage, "--seeds", "2", "--top"]
+    done = CliRunner().invoke(app, [*command, "1"])
+    assert done.stdout == "2\n"
+    assert "Queued, each with 2 fresh seeds: trial 2.\n" in done.stderr
+    assert "Not queued: trial 0 (has 2 already), which `hpsched study best` names" in done.stderr
+    assert "hpsched study confirm 'my own' --top 3 --seeds 2" in done.stderr
+    done = CliRunner().invoke(app, [*command, "3"])
+    assert "trial 0 (has 2 already)" in done.stderr and "Not queued" not in done.stderr
+
+
+@pytest.mark.parametrize("format", ["table", "torch", "json"])
+def test_best_gives_its_advice_once(tmp_path: Path, format: str) -> None:
+    storage = f"sqlite:///{tmp_path}/studies.db"
+    study = create_study("s", objective="a:b", storage=storage, trials=3)
+    study.add_trial(trial(0, values={2: 0.30}))
+    env = {"COLUMNS": "200"}
+    command = ["study", "best", "s", "--storage", storage, "-f", format]
+    done = CliRunner().invoke(app, command, env=env)
+    assert done.exit_code == 0
+    assert (done.stdout + done.stderr).count("one seed only") == 1
