@@ -39,6 +39,7 @@ class Pair:
             of its pairs (Holm). None with fewer than two on either side.
         low, high: 95 % interval of the difference; None where the seeds differ, or without one.
         paired: Whether both ran on the same seeds.
+        equal: Whether neither is better: their means are the same.
     """
 
     better: str
@@ -48,6 +49,7 @@ class Pair:
     low: float | None = None
     high: float | None = None
     paired: bool = False
+    equal: bool = False
 
     @property
     def verdict(self) -> str:
@@ -136,6 +138,7 @@ def _pairs(summaries: Sequence[Summary]) -> Iterator[Pair]:
             worse=second.name,
             difference=abs(first.best.mean - second.best.mean),
             p=welch(first.best.fresh, second.best.fresh),
+            equal=first.best.mean == second.best.mean,
         )
 
 
@@ -147,14 +150,17 @@ def _paired(first: Summary, second: Summary) -> Pair:
     if _behind(found):
         return _paired(second, first)
     apart = abs(first.best.mean - second.best.mean)
+    level = found.gain is not None or found.wins == found.losses  # else one diverged more often
+    equal = level and first.best.mean == second.best.mean
     return Pair(
         better=first.name,
         worse=second.name,
-        difference=apart if found.gain is None else found.gain,
+        difference=0.0 if equal else apart if found.gain is None else found.gain,
         p=found.p,
         low=found.low,
         high=found.high,
         paired=True,
+        equal=equal,
     )
 
 
@@ -182,6 +188,8 @@ def _headline(summaries: Sequence[Summary], pairs: Sequence[Pair]) -> str:
     sign = 1 if summaries[0].direction == "minimize" else -1
     first = min(confirmed, key=lambda s: sign * s.best.mean if s.best else math.inf)
     assert first.best is not None
+    equal = [p for p in pairs if p.equal and first.name in (p.better, p.worse)]
+    pairs = [p for p in pairs if not p.equal]
     beaten = [p.worse for p in pairs if p.better == first.name and p.p is not None]
     sure = [p.worse for p in pairs if p.better == first.name and (p.p or 1.0) < SIGNIFICANCE]
     rest = f"significantly better than {', '.join(sure)}" if sure else ""
@@ -189,6 +197,11 @@ def _headline(summaries: Sequence[Summary], pairs: Sequence[Pair]) -> str:
         rest += f"{'; ' if rest else ''}not significantly better than {', '.join(unsure)}"
     if ahead := [p.better for p in pairs if p.worse == first.name]:  # but diverged on a seed
         rest += f"{'; ' if rest else ''}on most seeds {', '.join(ahead)} is better"
+    if equal:
+        others = [p.worse if p.better == first.name else p.better for p in equal]
+        names = f"{', '.join([first.name, *others[:-1]])} and {others[-1]}"
+        mean = number(first.best.mean)
+        return f"{names} are equal: the same best mean, {mean}{f'; {rest}' if rest else ''}."
     said = f"{first.name} has the best mean: {mean_and_spread(first.best)}"
     cost = f"at a cost of {number(first.cost.cycles)} full cycles"
     return f"{said} over {first.best.seeds} fresh seeds, {cost}; {rest or 'too few seeds to tell'}."

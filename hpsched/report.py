@@ -150,7 +150,8 @@ def _pair_row(pair: Pair) -> list[str]:
     interval = "" if pair.low is None else f" [{number(pair.low)}, {number(pair.high)}]"
     test = "paired" if pair.paired else "Welch"
     difference = f"{number(pair.difference)}{interval}"
-    return [pair.better, pair.worse, difference, test, number(pair.p, 2), pair.verdict]
+    names = [f"{name} (equal)" if pair.equal else name for name in (pair.better, pair.worse)]
+    return [*names, difference, test, number(pair.p, 2), pair.verdict]
 
 
 def _now() -> str:

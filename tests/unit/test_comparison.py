@@ -105,6 +105,35 @@ def test_with_higher_is_better_the_higher_mean_wins() -> None:
     assert found.headline.startswith(f"{high.name} has the best mean")
 
 
+@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+@pytest.mark.parametrize("fresh", [(0.2,), (0.1, 0.2, 0.3)])
+def test_equal_means_are_called_equal(fresh: tuple[float, ...], direction: str) -> None:
+    first, second = (
+        told(s, *values, direction=direction)
+        for s, values in ((report_studies.confirmed(), fresh), (other("b"), fresh[::-1]))
+    )
+    worst = 9.0 if direction == "minimize" else -9.0
+    third = told(other("c"), worst, worst + 0.1, direction=direction)
+    found = compare([first, second])
+    assert found.pairs[0].equal and not found.pairs[0].difference
+    assert found.headline == "digits and b are equal: the same best mean, 0.2."
+    assert "| digits (equal) | b (equal) | 0 |" in render([first, second], as_markdown=True)
+    headline = compare([first, second, third]).headline
+    assert headline.startswith("digits and b are equal") and "better than b" not in headline
+    assert ("significantly better than c" in headline) == (len(fresh) > 1)
+    assert [pair.equal for pair in compare([first, second, third]).pairs] == [True, False, False]
+
+
+def test_equal_means_on_the_same_seeds_are_equal_unless_one_diverged_more_often() -> None:
+    scores: dict[int, float | None] = {7: 0.3, 8: 0.1, 9: 0.2}
+    turned: dict[int, float | None] = {7: 0.1, 8: 0.2, 9: 0.3}
+    (pair,) = compare(arms(scores, turned)).pairs
+    assert pair.paired and pair.equal and pair.difference == 0
+    (pair,) = compare(arms({**scores, 7: None}, {**scores, 7: None, 8: None})).pairs
+    assert not pair.equal and pair.better == "digits"  # both means are infinite
+    assert "equal" not in compare(arms(OURS, THEIRS)).headline
+
+
 OURS: dict[int, float | None] = {7: 0.30, 8: 0.50, 9: 0.10, 10: 0.40}
 THEIRS: dict[int, float | None] = {10: 0.43, 9: 0.12, 8: 0.54, 7: 0.33}
 
