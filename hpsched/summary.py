@@ -375,7 +375,7 @@ def _findings(
     elif not known.trusts_rungs:
         yield "short cycles do not rank like full ones here: trials run in full"
     outlook = known.outlook(np.random.default_rng(0))
-    if outlook is not None:
+    if outlook is not None and not fruitless(runs):
         verdict = "more search hardly pays" if outlook < SETTLED else "more search may pay"
         yield (
             f"the next recipe is expected to gain {outlook:.2g} of the noise between seeds: "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import html
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,14 @@ def test_a_study_in_which_nothing_is_finite_says_so_and_names_no_recipe(tmp_path
     run(study, 4)
     assert not said(summarise(study), "finite") and best(study)
     assert summarise(study).saved_cycles > 0
+
+
+def test_nobody_is_told_to_search_on_where_nothing_is_finite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "STEPS", 90)  # too few for short cycles
+    study = run(new(tmp_path), 6, nan)
+    assert not any("more search" in finding for finding in summarise(study).findings)
 
 
 def test_a_trial_that_may_yet_be_finite_makes_nobody_give_up_the_study(tmp_path: Path) -> None:
