@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 from hpsched import objective as objectives
 from hpsched import records
 from hpsched.errors import HpschedError
-from hpsched.ledger import is_over, read_runs
+from hpsched.ledger import FRUITLESS, is_over, read_runs
 from hpsched.redaction import redact
 from hpsched.storage import is_new, open_storage, resolve_url
 from hpsched.study import open_study, read_settings
@@ -150,8 +150,8 @@ def _trials(name: str, url: str | None) -> str:
         )
     if runs and len(diverged) == len(runs):
         raise HpschedError(
-            f"all {len(runs)} diverged, the last one so: {diverged[-1]}. Give suggest_onecycle a "
-            "max_lr range that reaches lower, or look for a fault in the loss."
+            f"all {len(runs)} diverged, the last one so: {diverged[-1]}. "
+            f"{FRUITLESS[:1].upper()}{FRUITLESS[1:]}."
         )
     ran_in_full = any(run.trial.state == TrialState.COMPLETE for run in runs)
     if not ran_in_full and is_over(read_settings(study), runs, study.directions[0]):

@@ -182,7 +182,7 @@ def summarise(study: Study, now: float | None = None) -> Summary:
         best=named,
         progress=progress,
         eta=_eta(settings, runs, progress, len(live), now),
-        findings=tuple(_findings(runs, study.directions, settings, named)),
+        findings=tuple(_findings(runs, study.directions, settings, named, over)),
         warnings=tuple(_warnings(runs, study.directions, windows, workers, settings, named, now)),
         next_command=_next_command(study, settings, live, over, named, is_stuck(runs)),
     )
@@ -358,6 +358,7 @@ def _findings(
     directions: Sequence[StudyDirection],
     settings: Settings | None,
     named: Best | None,
+    over: bool,
 ) -> Iterable[str]:
     if settings is not None and settings.base_sampler != "hpsched":
         return
@@ -376,10 +377,11 @@ def _findings(
         yield "short cycles do not rank like full ones here: trials run in full"
     outlook = known.outlook(np.random.default_rng(0))
     if outlook is not None and not fruitless(runs):
-        verdict = "more search hardly pays" if outlook < SETTLED else "more search may pay"
+        where = ", in a new study that begins --like this one" if over else ""
+        verdict = "hardly pays" if outlook < SETTLED else f"may pay{where}"
         yield (
             f"the next recipe is expected to gain {outlook:.2g} of the noise between seeds: "
-            f"{verdict}"
+            f"more search {verdict}"
         )
 
 

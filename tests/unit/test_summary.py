@@ -118,6 +118,20 @@ def test_a_study_in_which_nothing_is_finite_says_so_and_names_no_recipe(tmp_path
     assert summarise(study).saved_cycles > 0
 
 
+def test_a_spent_study_says_where_more_search_goes(tmp_path: Path) -> None:
+    study = run(new(tmp_path, cycles=3), 1)  # too little to confirm anything
+
+    def outlook() -> str:
+        (line,) = [found for found in summarise(study).findings if "more search" in found]
+        return line
+
+    assert "new study" not in outlook()
+    run(study, 6)
+    assert outlook().endswith(
+        ("hardly pays", "may pay, in a new study that begins --like this one")
+    )
+
+
 def test_nobody_is_told_to_search_on_where_nothing_is_finite(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
