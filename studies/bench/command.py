@@ -27,6 +27,8 @@ from studies.bench.summary import OURS, TARGET_METHOD, ratio, summarise
 from studies.bench.tasks import SEARCH_REPORTING, SEARCH_TUNING, TASKS
 
 QUALITIES = ("5", "10", "20", "40")
+SIGNIFICANCE, TELLING = 0.05, 6  # fewer pairs of races than that cannot reach it
+BOUNDS = ("oracle-rate",)  # no methods
 SPLITS = {"tuning": SEARCH_TUNING, "reporting": SEARCH_REPORTING}
 
 
@@ -171,11 +173,31 @@ def _tables(found: dict[str, Any]) -> str:
             pairs = [(gap, _gap(ours[t]["quality"][b]["median"])) for t, gap in gaps[b].items()]
             won.append(f"{sum(g > o for g, o in pairs)} : {sum(g < o for g, o in pairs)}")
         lines.append(f"| {method} | {' | '.join(cells)} | {' | '.join(won)} |")
+    lines += ["", *(_clear(found, budget) for budget in ("10", "40"))]
     for workers, times in found["parallel"].items():
         one = {t: ours[t]["cost"] for t in times}
         lines += ["", f"Elapsed full runs to the target with {workers} workers (one worker):", ""]
         lines += [f"- {t}: {_number(times[t])} ({_number(one[t])})" for t in times]
     return "\n".join(lines) + "\n"
+
+
+def _clear(found: dict[str, Any], budget: str) -> str:
+    """Where one of the two names better recipes for certain, after so many full runs."""
+    cells = [
+        (f"{method} on {task}", row["quality"][budget])
+        for method, by_task in found["methods"].items()
+        if not method.startswith(OURS) and method not in BOUNDS
+        for task, row in by_task.items()
+        if row["quality"][budget].get("p") is not None and row["seeds"] >= TELLING
+    ]
+    clear = [(name, q) for name, q in cells if q["p"] < SIGNIFICANCE]
+    worse = [name for name, q in clear if q["ours_worse"] > q["ours_better"]]
+    return (
+        f"- After {budget} full runs, of {len(cells)} pairs of a method and a task with {TELLING} "
+        f"seeds or more, hpsched names better recipes in {len(clear) - len(worse)} and worse ones "
+        f"in {len(worse)} with p < {SIGNIFICANCE} (races of the same seed, sign test, each pair "
+        f"for itself){': ' if worse else ''}{', '.join(worse)}."
+    )
 
 
 def _gap(value: float | None) -> float:

@@ -172,18 +172,35 @@ def _won(pairs: Pairs) -> dict[str, Any]:
 
 
 def _quality(rows: Sequence[Row], method: str, wanted: Target, budget: float) -> dict[str, Any]:
-    """Of those rows that were run with this budget, or with the smallest beyond it."""
-    enough = [r["budget"] for r in rows if r["method"] == method and r["budget"] >= budget]
-    if not enough:
+    """Of those rows that were run with this budget, or with the smallest beyond it; and in pairs.
+
+    ``ours_better`` and ``ours_worse`` count the races of the same seed in which what we name is the
+    better and the worse one; ``p`` is of the sign test.
+    """
+    gaps = _gaps(rows, method, wanted, budget)
+    if not gaps:
         return {"median": None, "interval": [None, None]}
-    scores = [
-        at(row, budget * 1.02)
-        for row in rows
-        if row["method"] == method and row["budget"] == min(enough)
-    ]
-    gaps = [(math.inf if s is None else mean(s) - wanted.level) / wanted.tolerance for s in scores]
-    low, high = interval(gaps)
-    return {"median": finite(float(np.median(gaps))), "interval": [finite(low), finite(high)]}
+    low, high = interval(list(gaps.values()))
+    ours = _gaps(rows, OURS, wanted, budget)
+    won = _won([(gaps[seed], ours[seed]) for seed in gaps if seed in ours])
+    return {
+        "median": finite(float(np.median(list(gaps.values())))),
+        "interval": [finite(low), finite(high)],
+        "ours_better": won["ours_cheaper"],
+        "ours_worse": won["ours_dearer"],
+        "p": won["p"],
+    }
+
+
+def _gaps(rows: Sequence[Row], method: str, wanted: Target, budget: float) -> dict[int, float]:
+    """Seed → distance from the target's level, in tolerances."""
+    enough = [r for r in rows if r["method"] == method and r["budget"] >= budget]
+    smallest = min((row["budget"] for row in enough), default=budget)
+    scores = {row["seed"]: at(row, budget * 1.02) for row in enough if row["budget"] == smallest}
+    return {
+        seed: (math.inf if s is None else mean(s) - wanted.level) / wanted.tolerance
+        for seed, s in scores.items()
+    }
 
 
 def finite(value: float) -> float | None:

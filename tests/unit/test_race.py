@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hpsched
-from studies.bench import rows, summary
+from studies.bench import command, rows, summary
 from studies.bench.methods import EXPERT, METHODS, WIDE
 from studies.bench.race import CHECKPOINTS, Clock, Race, scored
 from studies.bench.rows import Job, Results
@@ -462,6 +462,38 @@ def test_races_are_compared_in_pairs_of_the_same_task_and_seed() -> None:
     assert found["p"] == pytest.approx(0.5)
     alone = compared(rivals)
     assert (alone["races"], alone["times"], alone["p"]) == (0, None, 1)
+
+
+def test_recipes_named_at_equal_budgets_are_compared_in_pairs() -> None:
+    def named(method: str, seed: int, score: float) -> Any:
+        return row((5, score), (30, 0.0), method=method, seed=seed, task="t", workers=1)
+
+    ours = [named("hpsched", seed, 0.2) for seed in range(6)]
+    rivals = [named("tpe-wide", seed, 0.1 if seed == 5 else 0.3) for seed in range(7)]
+    found = summary._quality([*ours, *rivals], "tpe-wide", WANTED, 10)
+    assert (found["ours_better"], found["ours_worse"]) == (5, 1)
+    assert found["p"] == pytest.approx(14 / 64)
+    later = summary._quality([*ours, *rivals], "tpe-wide", WANTED, 40)
+    assert (later["ours_better"], later["ours_worse"], later["p"]) == (0, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("better", "worse", "p", "said"),
+    [
+        (6, 0, 0.03, "better recipes in 1 and worse ones in 0 with"),
+        (0, 6, 0.03, "better recipes in 0 and worse ones in 1 with"),
+        (5, 1, 0.2, "better recipes in 0 and worse ones in 0 with"),
+    ],
+)
+def test_what_is_clear_at_equal_budgets_is_counted(
+    better: int, worse: int, p: float, said: str
+) -> None:
+    quality = {"10": {"ours_better": better, "ours_worse": worse, "p": p}}
+    cell = {"t": {"seeds": 6, "quality": quality}}
+    few = {"t": {"seeds": 5, "quality": quality}}
+    line = command._clear({"methods": {"hpsched": cell, "gp-wide": few, "tpe-wide": cell}}, "10")
+    assert "of 1 pairs" in line and said in line
+    assert line.endswith(": tpe-wide on t.") == (worse == 6)
 
 
 def test_the_interval_covers_and_narrows() -> None:
