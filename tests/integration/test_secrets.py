@@ -396,7 +396,10 @@ def test_a_file_that_holds_no_url(
 def test_a_command_with_the_url_in_a_file(guarded_url: str, tmp_path: Path) -> None:
     (tmp_path / "url").write_text(guarded_url + "\n")
     done = run("study", "list", "-f", "json", cwd=tmp_path, HPSCHED_STORAGE_FILE="url")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
+    assert "was empty: Optuna's tables were made" in done.stderr and SECRET not in done.stderr
+    again = run("study", "list", "-f", "json", cwd=tmp_path, HPSCHED_STORAGE_FILE="url")
+    assert (again.returncode, again.stdout, again.stderr) == (0, "[]\n", "")
 
 
 @pytest.mark.postgres
