@@ -23,7 +23,7 @@ from hpsched.figure_style import (
     subtitled,
 )
 from hpsched.ledger import best_so_far
-from hpsched.present import mean_and_spread, number
+from hpsched.present import capitalised, mean_and_spread, number
 from hpsched.summary import Summary
 
 HISTORIES = "Line: the best single run so far. Square: the best recipe on fresh seeds, mean ± sd."
@@ -73,7 +73,7 @@ def super_convergence_figure(
 
 def _title(arms: Sequence[Arm], places: dict[str, float], metric: str, target: float | None) -> str:
     if target is None:
-        return f"{metric[:1].upper()}{metric[1:]} over optimizer steps"
+        return f"{capitalised(metric)} over optimizer steps"
     first, name = places[arms[0].name], arms[0].name
     if not math.isfinite(first):
         return f"{name} does not reach {number(target)}"

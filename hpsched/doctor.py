@@ -17,6 +17,7 @@ from hpsched import objective as objectives
 from hpsched import records
 from hpsched.errors import HpschedError
 from hpsched.ledger import FRUITLESS, is_over, read_runs
+from hpsched.present import capitalised
 from hpsched.redaction import redact
 from hpsched.storage import is_new, open_storage, resolve_url
 from hpsched.study import open_study, read_settings
@@ -150,8 +151,7 @@ def _trials(name: str, url: str | None) -> str:
         )
     if runs and len(diverged) == len(runs):
         raise HpschedError(
-            f"all {len(runs)} diverged, the last one so: {diverged[-1]}. "
-            f"{FRUITLESS[:1].upper()}{FRUITLESS[1:]}."
+            f"all {len(runs)} diverged, the last one so: {diverged[-1]}. {capitalised(FRUITLESS)}."
         )
     ran_in_full = any(run.trial.state == TrialState.COMPLETE for run in runs)
     if not ran_in_full and is_over(read_settings(study), runs, study.directions[0]):

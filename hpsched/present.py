@@ -35,6 +35,11 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun}{'s' * (count != 1)}"
 
 
+def capitalised(text: str) -> str:
+    """The text with a capital letter, and else as it is."""
+    return text[:1].upper() + text[1:]
+
+
 def rate_text(value: float | None) -> str:
     """A rate or weight decay to two digits, as people write them: 1e-4, 0.05, 0; ``–`` for None."""
     if value is None or not 0 < value < 0.001:

@@ -37,7 +37,7 @@ from hpsched.figure_style import (
     subtitled,
 )
 from hpsched.lr_curve import RangeTest
-from hpsched.present import rate_text
+from hpsched.present import capitalised, rate_text
 from hpsched.proposal import Proposal, pool
 from hpsched.rate_panels import (
     draw_bars,
@@ -91,7 +91,7 @@ def range_test_figure(
     _explain(figure, groups)
     if rows:
         _draw_strip(figure, shown, rows, _colours(len(groups)), axes[-1])
-    return subtitled(figure, f"{shown.reason[:1].upper()}{shown.reason[1:]}.")
+    return subtitled(figure, f"{capitalised(shown.reason)}.")
 
 
 def _title(shown: Proposal) -> str:

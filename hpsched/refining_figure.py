@@ -30,7 +30,7 @@ from hpsched.figure_style import (
     styled,
     subtitled,
 )
-from hpsched.present import number, rate_text
+from hpsched.present import capitalised, number, rate_text
 from hpsched.proposal import Proposal
 from hpsched.rate_panels import (
     draw_bars,
@@ -85,7 +85,7 @@ def refining_figure(found: Evidence, maximise: bool = False, title: str | None =
     for length, axis in zip(shown, axes, strict=False):
         _draw_length(figure, length, axis, maximise)
     _draw_belief(figure, found.proposal, before, after, axes[-1])
-    return subtitled(figure, f"{found.proposal.reason[:1].upper()}{found.proposal.reason[1:]}.")
+    return subtitled(figure, f"{capitalised(found.proposal.reason)}.")
 
 
 def _title(found: Evidence) -> str:

@@ -20,7 +20,7 @@ from hpsched.comparison import RESULTS, Comparison, Pair, comparable, compare
 from hpsched.comparison_figures import HISTORIES, histories_figure
 from hpsched.errors import UsageError
 from hpsched.figure_files import drawing, templates
-from hpsched.present import number
+from hpsched.present import capitalised, number
 from hpsched.report_content import headline
 from hpsched.report_figures import groups, page_figure
 from hpsched.summary import Summary
@@ -166,10 +166,10 @@ def _said(summary: Summary) -> dict[str, Any]:
         "status": content.status(summary),
         "next_step": content.next_step(summary),
         "recipe": content.recipe_table(summary),
-        "warnings": content.capitalised(summary.warnings),
+        "warnings": [capitalised(text) for text in summary.warnings],
         "spent": content.spent(summary),
         "saved": content.saved(summary),
-        "findings": [f"{text}." for text in content.capitalised(summary.findings)],
+        "findings": [f"{capitalised(text)}." for text in summary.findings],
         "top": content.top_recipes(summary),
         "settings": content.settings(summary),
         "versions": content.versions(),

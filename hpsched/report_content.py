@@ -143,11 +143,6 @@ def _plain_code(best: Best | None) -> str:
     return "queued = hpsched.confirm(study)\nstudy.optimize(objective, n_trials=queued)"
 
 
-def capitalised(texts: Sequence[str]) -> list[str]:
-    """The texts, each with a capital letter."""
-    return [text[:1].upper() + text[1:] for text in texts]
-
-
 # -- tables ----------------------------------------------------------------------------------------
 
 

@@ -16,7 +16,7 @@ from hpsched.figure_data import sample_text
 from hpsched.figure_files import figure_json, height
 from hpsched.figure_style import titles, untitled
 from hpsched.ledger import Run
-from hpsched.present import number, rate_text
+from hpsched.present import capitalised, number, rate_text
 from hpsched.records import SweepRecord
 from hpsched.summary import Summary
 
@@ -135,7 +135,7 @@ def _range_test_note(summary: Summary, key: str, found: Evidence | None) -> str:
         return ""
     cost = _cost_in(summary, key, lambda run: [run.sweep.name] if run.sweep else [])
     reason = found.prior.reason
-    note = f"{reason[:1].upper()}{reason[1:]}. They cost {number(cost)} full cycles."
+    note = f"{capitalised(reason)}. They cost {number(cost)} full cycles."
     if found.runs:
         return note
     if found.proposal != found.prior:

@@ -184,7 +184,7 @@ def summarise(study: Study, now: float | None = None) -> Summary:
         eta=_eta(settings, runs, progress, len(live), now),
         findings=tuple(_findings(runs, study.directions, settings, named, over)),
         warnings=tuple(_warnings(runs, study.directions, windows, workers, settings, named, now)),
-        next_command=_next_command(study, settings, live, over, named, is_stuck(runs)),
+        next_command=_next_command(study, settings, live, over, named, _stuck(runs)),
     )
 
 
@@ -430,7 +430,7 @@ def _failure_warnings(runs: Sequence[Run]) -> Iterable[str]:
         )
 
 
-def is_stuck(runs: Sequence[Run]) -> bool:
+def _stuck(runs: Sequence[Run]) -> bool:
     """Whether workers would give up: the latest trials all failed, or none was finite."""
     return latest_failed(runs) > 0 or fruitless(runs)
 

@@ -57,6 +57,7 @@ from hpsched.errors import (
     UsageError,
 )
 from hpsched.ledger import FAILURES_IN_A_ROW, FRUITLESS, Next, fruitless, next_move, read_runs
+from hpsched.present import capitalised
 from hpsched.records import WorkerRecord
 from hpsched.redaction import redact
 from hpsched.storage import (
@@ -521,7 +522,7 @@ class Worker:
             return
         raise TrainingError(
             f"{self._divergences} trials in a row gave no finite result, nor did any other of this "
-            f"study; the last {error}. {FRUITLESS[:1].upper()}{FRUITLESS[1:]}."
+            f"study; the last {error}. {capitalised(FRUITLESS)}."
         ) from error
 
     def _count(self, **more: int) -> None:

@@ -20,7 +20,7 @@ from hpsched import report_figures
 from hpsched.figure_data import ranked
 from hpsched.figure_files import templates
 from hpsched.ledger import Best, Candidate
-from hpsched.present import duration, mean_and_spread, number, rate_text
+from hpsched.present import capitalised, duration, mean_and_spread, number, rate_text
 from hpsched.records import WorkerRecord
 from hpsched.report_content import (
     NO_RESULT,
@@ -93,7 +93,7 @@ def card(study_id: int, name: str, summary: Summary | None, problem: str) -> str
 def _templates() -> Environment:
     made = templates("hpsched.web")
     said = {"mean_and_spread": mean_and_spread, "number": number, "rate": rate_text}
-    made.filters |= {**said, "duration": duration, "short": short, "capitalised": _capitalised}
+    made.filters |= {**said, "duration": duration, "short": short, "capitalised": capitalised}
     return made
 
 
@@ -101,10 +101,6 @@ def short(text: Any, letters: int = LETTERS) -> str:
     """``text`` in at most so many letters."""
     said = str(text)
     return said if len(said) <= letters else said[: letters - 1] + "…"
-
-
-def _capitalised(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def state_of(summary: Summary) -> State:

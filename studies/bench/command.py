@@ -21,13 +21,14 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from hpsched.ledger import SIGNIFICANCE
 from studies.bench.methods import METHODS
 from studies.bench.rows import ALL, RESULTS, Job, Results, Row
 from studies.bench.summary import OURS, TARGET_METHOD, ratio, summarise
 from studies.bench.tasks import SEARCH_REPORTING, SEARCH_TUNING, TASKS
 
 QUALITIES = ("5", "10", "20", "40")
-SIGNIFICANCE, TELLING = 0.05, 6  # fewer pairs of races than that cannot reach it
+TELLING = 6  # fewer pairs of races than that cannot be significant
 BOUNDS = ("oracle-rate",)  # no methods
 SPLITS = {"tuning": SEARCH_TUNING, "reporting": SEARCH_REPORTING}
 
