@@ -45,11 +45,14 @@ KAPPA_RANGE = (0.01, 5.0)
 COUPLED = frozenset({"Adam", "NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta", "RMSprop"})
 COUPLED_DECAYS = (1e-6, 1e-2)
 COUPLED_DECAY = 1e-4
-#: Where in the belief about the best max_lr each refining trial lies: the centre, both flanks, and
-#: what is the centre by then, which is run in full (docs/calibration.md).
-REFINING = (0.5, 0.15, 0.85, 0.5)
+#: Where in the belief about the best max_lr each refining trial lies: the centre, a flank, twice
+#: the other flank, and what is the centre by then, which is run in full (docs/calibration.md).
+REFINING = (0.5, 0.15, 0.85, 0.85, 0.5)
+#: Those that rather lie past what was tried, if the best is at an end of it; else only one is run.
+FURTHER = (2, 3)
+SETTLES = len(REFINING) - 1
 #: Those of them that each context after the first plays: first and last.
-LATER = (0, len(REFINING) - 1)
+LATER = (0, SETTLES)
 #: Horizon assumed for κ when ``suggest_onecycle`` was not told total_steps.
 ASSUMED_STEPS = 1000
 #: Trials of a context before its window may widen towards a best one at its edge.
@@ -168,11 +171,34 @@ class Coordinates:
         return guess
 
     def refining(self, k: int) -> float:
-        """max_lr of the k-th refining trial: a quantile of what is believed by then."""
+        """max_lr of the k-th refining trial: past an end, or a quantile of what is believed."""
         assert self.evidence is not None
+        if k == 0:
+            return self._tried(self.centre)
+        if k in FURTHER and (further := self.further):
+            return further
         belief = refine.best_rate(self.evidence.start, self.evidence.runs)
-        edge = self.evidence.prior.lr_diverged or math.inf
-        rate = self.centre if k == 0 else belief.quantile(REFINING[k])
+        return self._tried(belief.quantile(REFINING[k]))
+
+    @cached_property
+    def further(self) -> float | None:
+        """max_lr past what refining trials have tried, if the best of them lies at an end.
+
+        None also where the user's range or the divergence edge leaves no octave of room.
+        """
+        assert self.evidence is not None
+        wanted = refine.beyond(self.evidence.runs)
+        if wanted is None:
+            return None
+        rate = self._tried(wanted)
+        tried = [run.max_lr for run in self.evidence.runs]
+        room = max(rate / max(tried), min(tried) / rate)
+        return rate if room >= 2 else None
+
+    def _tried(self, rate: float) -> float:
+        """The rate, within the user's range and below where sweeps diverged."""
+        assert self.evidence is not None
+        edge = self.evidence.proposal.lr_diverged or math.inf
         return self._clip("max_lr", min(rate, lr_curve.EDGE * edge))
 
     def _unit(self, values: Mapping[str, float]) -> float:

@@ -15,7 +15,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from hpsched import records, search
-from hpsched.coordinates import REFINING, Snapshot, located, spaces
+from hpsched.coordinates import Snapshot, located, spaces
 from hpsched.errors import UsageError
 from hpsched.sampler import role_of
 
@@ -79,8 +79,8 @@ def _runs_on(study: Study, trial: FrozenTrial, rung: int) -> bool:
     return known is None or known.promises(trial.number)
 
 
-#: Search trials, or full cycles, below which a budget is small.
-SMALL = 2 * len(REFINING)
+#: Search trials, or full cycles, below which a budget is small: refining leaves little of it.
+SMALL = 8
 
 
 def _is_small(study: Study) -> bool:

@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float64]
 
-__all__ = ["Run", "best_rate", "refined"]
+__all__ = ["Run", "best_rate", "beyond", "refined"]
 
-CAP = 10.0  # the bowl's rim, in noise: a run worse than that says no more than that it is bad
+CAP, RIM = 10.0, 0.25  # the bowl's rim, in noise, and what it rises by for each factor of e beyond
 HEAVY = 0.3  # noise grows by this share of the distance from the best score
 SPREAD = 1.2  # octaves: how far a reliable range test is off (docs/calibration.md)
 WIDE = 2.5  # octaves: and an unreliable one, unless its window is wider still
@@ -51,6 +51,8 @@ SLOPE_TAILS = 2.0  # … of which some are far off: a model that overfits wants 
 BRINK, STEEP = 1.5, 2.5  # runs diverge from about this many octaves above the optimum on
 OVERFITS = 1.2  # and from here on longer training may score worse than shorter
 CHANCE = 0.01  # either may happen at any rate
+ABOVE_BEST = 4.0  # the divergence edge is at least this factor above best rates (calibration.md)
+STRIDE = 2.0  # octaves from the best run to the next one, where it is the lowest or the highest
 ENOUGH = 3  # scores of a length that show their spread
 LITTLE = 2.0  # times the spread of the shorter cycles: what counts as worse, and not as noise
 MARGIN = 1.0  # octaves that the window reaches past the 90 % interval
@@ -109,6 +111,36 @@ def best_rate(prior: Proposal, runs: Sequence[Run]) -> Belief:
     return Belief(mu, p / p.sum())
 
 
+def beyond(runs: Sequence[Run]) -> float | None:
+    """The rate to try next: two octaves past the best run, if that is the lowest or the highest.
+
+    Of runs of the longest length that has two or more; where all diverged, the lowest is the best.
+    None where the best lies between others, or among equals at both ends.
+    """
+    same = _longest(runs)
+    if not same:
+        return None
+    rates = [run.max_lr for run in same]
+    best = _best(same) or [min(rates)]
+    low, high = min(best) == min(rates), max(best) == max(rates)
+    if low == high:
+        return None
+    return max(rates) * 2**STRIDE if high else min(rates) / 2**STRIDE
+
+
+def _longest(runs: Sequence[Run]) -> list[Run]:
+    """The runs of the longest length that has two or more."""
+    shares = [run.share for run in runs]
+    longest = max((share for share in shares if shares.count(share) > 1), default=None)
+    return [run for run in runs if run.share == longest]
+
+
+def _best(same: Sequence[Run]) -> list[float]:
+    """Rates of those runs of one length that have the best score; none if all diverged."""
+    score = min((run.score for run in same), default=math.inf)
+    return [run.max_lr for run in same if run.score == score < math.inf]
+
+
 def _log_t(z: Array, freedom: float) -> Array:
     """Log density of Student's t, up to a constant."""
     return np.asarray(-0.5 * (freedom + 1) * np.log1p(z**2 / freedom))
@@ -126,7 +158,7 @@ def _log_likelihood(mu: Array, runs: Sequence[Run]) -> Array:
     found = []
     for unit in UNITS:
         worse = (score - best) / (reach * unit)
-        rest = np.minimum(worse, CAP) - expected
+        rest = _capped(worse) - expected
         height = (weight * rest).sum(axis=-1) / total
         square = (weight * (rest - height[..., None]) ** 2).sum(axis=-1)
         told = -0.5 * square + 0.5 * np.log(weight).sum(axis=-1) - 0.5 * np.log(total)
@@ -146,8 +178,12 @@ def _log_near(mu: Array, runs: Sequence[Run]) -> Array:
 
 def _bowl(distance: Array) -> Array:
     """Expected rise of the score, in noise: gentle below the optimum, steep above it."""
-    rise = distance**2 * np.where(distance > 0, 1 + distance, 1.0)
-    return np.minimum(rise, CAP)
+    return _capped(distance**2 * np.where(distance > 0, 1 + distance, 1.0))
+
+
+def _capped(rise: Array) -> Array:
+    """Nearly flat from the rim on: but were it flat, an optimum far off would explain any order."""
+    return np.where(rise < CAP, rise, CAP * (1 + RIM * np.log(np.maximum(rise, CAP) / CAP)))
 
 
 def _reach(score: Array) -> float:
@@ -175,7 +211,8 @@ def refined(prior: Proposal, runs: Sequence[Run]) -> Proposal:
 
     Without two scores of one length, or a diverged run, it is the prior itself. When four octaves
     or more remain, the window holds the prior's too, and the proposal is reliable only if it agrees
-    with reliable range tests: their window holds its centre.
+    with reliable range tests: their window holds its centre. A divergence edge that lies less than
+    two octaves above the best run, nearer than any edge that was found right, moves up.
     """
     lengths = [run.share for run in runs if math.isfinite(run.score)]
     if len(lengths) == len(runs) and len(set(lengths)) == len(lengths):
@@ -187,7 +224,7 @@ def refined(prior: Proposal, runs: Sequence[Run]) -> Proposal:
     if octaves >= USELESS:
         reliable = prior.reliable and prior.low <= centre <= prior.high
         window = min(window[0], prior.low), max(window[1], prior.high)
-    edge = prior.lr_diverged
+    edge = _edge(prior, runs)
     bottom = room(window[0], edge)
     centre = below(centre, bottom, edge)
     return Proposal(
@@ -202,3 +239,11 @@ def refined(prior: Proposal, runs: Sequence[Run]) -> Proposal:
         f"{octaves:.1f} octaves",
         replicates=prior.replicates,
     )
+
+
+def _edge(prior: Proposal, runs: Sequence[Run]) -> float | None:
+    """Where training diverges, for all that is known."""
+    best = _best(_longest(runs))
+    if prior.lr_diverged is None or not best:
+        return prior.lr_diverged
+    return max(prior.lr_diverged, ABOVE_BEST * min(best))

@@ -28,8 +28,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpsched import records, search
 from hpsched.coordinates import (
+    FURTHER,
     LATER,
     REFINING,
+    SETTLES,
     Coordinates,
     Snapshot,
     centred,
@@ -269,20 +271,27 @@ def _free_role(
     """The first role that nobody holds, or has played without failing.
 
     The first context gets all of them, each further one starts from what the first has learned.
+    The second past an end only if the best lies at an end when all before it are through.
     Without range tests, or with several objectives (``many``), there is only the standard recipe.
     """
     held: dict[str, set[int]] = {}
+    unfinished = set()
     for other in trials:
         k = other.user_attrs.get(records.REFINES)
         lost = other.state == TrialState.FAIL or _ran_out(other)
         if k is not None and not lost and other.number != trial.number:
-            held.setdefault(next(iter(spaces(other)), recipe).context_key, set()).add(k)
-    first = not held or recipe.context_key == next(iter(held))
-    roles: Sequence[int] = range(len(REFINING)) if first else LATER
+            key = next(iter(spaces(other)), recipe).context_key
+            held.setdefault(key, set()).add(k)
+            if not other.state.is_finished():
+                unfinished.add(key)
     if many or where.evidence is None or not recipe.rungs:
-        roles = () if held else (0,)
+        return None if held else 0
+    first = not held or recipe.context_key == next(iter(held))
     taken = held.get(recipe.context_key, set())
-    return next((k for k in roles if k not in taken), None)
+    done = recipe.context_key not in unfinished and SETTLES not in taken
+    walks = done and where.further is not None
+    roles: Sequence[int] = range(len(REFINING)) if first else LATER
+    return next((k for k in roles if k not in taken and (walks or k != FURTHER[-1])), None)
 
 
 def _whole(now: Snapshot) -> list[FrozenTrial]:

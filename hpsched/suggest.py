@@ -19,7 +19,7 @@ import optuna
 from optuna.trial import BaseTrial
 
 from hpsched import checkpoint, evidence, lr_curve, prestage, records, schedules, search
-from hpsched.coordinates import REFINING, WEIGHT_DECAY_BOUNDS
+from hpsched.coordinates import SETTLES, WEIGHT_DECAY_BOUNDS
 from hpsched.errors import StorageError, TrainingError, UsageError
 from hpsched.observers import tell, until_end
 from hpsched.prestage import LONE_WEIGHT_DECAYS, SWEEP_STEPS, PreStage, checked_decays
@@ -442,7 +442,7 @@ class OneCycle:
     def _settles(self) -> bool:
         """Whether this is the refining trial that tries what was found at full length."""
         trial = self._study_trial()
-        return role_of(trial.study, trial._trial_id) == len(REFINING) - 1
+        return role_of(trial.study, trial._trial_id) == SETTLES
 
     def _confirm(self, train: Train) -> float:
         self._pre_stage = None

@@ -37,7 +37,7 @@ from rich.table import Table
 
 import hpsched
 from hpsched import evidence, records
-from hpsched.coordinates import REFINING, STANDARD_RECIPE
+from hpsched.coordinates import SETTLES, STANDARD_RECIPE
 from hpsched.cycle import BLOCK
 from hpsched.divergence import should_stop
 from hpsched.errors import TrainingError, UsageError
@@ -124,10 +124,11 @@ def _study(task: Task, seed: int) -> Row:
     study = optuna.create_study(
         sampler=hpsched.OneCycleSampler(seed=seed), pruner=hpsched.CyclePruner(), study_name="bench"
     )
-    study.optimize(
-        lambda trial: hpsched.suggest_onecycle(trial, total_steps=task.total_steps).run(task.train),
-        n_trials=len(REFINING),
-    )
+    while not any(trial.user_attrs.get(records.REFINES) == SETTLES for trial in study.trials):
+        study.optimize(
+            lambda trial: hpsched.suggest_onecycle(trial, task.total_steps).run(task.train),
+            n_trials=1,
+        )
     recipe = next(records.recipe_spaces(study.trials[0]))
     found = evidence.of(study.trials, recipe, study.directions)
     assert found is not None

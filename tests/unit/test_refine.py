@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpsched.coordinates import REFINING
+from hpsched.coordinates import FURTHER, REFINING
 from hpsched.proposal import Proposal
-from hpsched.refine import Run, best_rate, refined
+from hpsched.refine import Run, best_rate, beyond, refined
 
 
 def prior(centre: float = 0.1, reliable: bool = True) -> Proposal:
@@ -45,11 +45,15 @@ def study(
 ) -> list[Run]:
     """Refining trials: all on the short rung, the best three on the next, the last in full."""
     rng, runs, believed = np.random.default_rng(seed), list[Run](), prior(centre)
-    for share in REFINING:
-        rate = best_rate(believed, runs).quantile(share)
+    for k, share in enumerate(REFINING):
+        further = beyond(runs) if k in FURTHER else None
+        if further is None and k == FURTHER[-1]:
+            continue
+        rate = further or best_rate(believed, runs).quantile(share)
         runs.append(cycle(rate, best * (1 / 9) ** slope, 1 / 9, rng, gain))
+    first = list(runs)
     for share, keep in ((1 / 3, 3), (1.0, 1)):
-        top = sorted(runs[: len(REFINING)], key=lambda run: run.score)[:keep]
+        top = sorted(first, key=lambda run: run.score)[:keep]
         runs += [cycle(run.max_lr, best * share**slope, share, rng, gain) for run in top]
     return runs
 
@@ -58,14 +62,43 @@ def octaves(runs: Sequence[Run], best: float, centre: float = 0.1) -> float:
     return math.log2(best_rate(prior(centre), runs).quantile(0.5) / best)
 
 
-@pytest.mark.parametrize("off", [-3, -2, -1, 0, 1, 2])
+@pytest.mark.parametrize("off", range(-4, 5))
 def test_it_finds_the_best_rate_from_a_prior_that_is_octaves_off(off: int) -> None:
     best = 0.1 * 2.0**off
     errors = [octaves(study(best, seed=seed), best) for seed in range(20)]
-    # Far off it takes more than five trials to get all the way there.
-    far = max(abs(off) - 1, 0)
-    assert np.median(np.abs(errors)) < 0.5 + 0.8 * far
-    assert np.quantile(np.abs(errors), 0.9) < 1.0 + 0.9 * far
+    assert np.median(np.abs(errors)) < 0.8
+    assert np.quantile(np.abs(errors), 0.9) < 1.2 + 0.3 * max(abs(off) - 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        ({0.1: 0.5}, None),
+        ({0.1: 0.5, 0.4: 0.4}, 1.6),
+        ({0.1: 0.4, 0.4: 0.5}, 0.025),
+        ({0.1: 0.5, 0.2: 0.3, 0.4: 0.4}, None),
+        ({0.1: 0.5, 0.2: 0.3, 0.4: 0.3}, 1.6),
+        ({0.1: 0.5, 0.4: 0.5}, None),
+        ({0.1: 0.5, 0.4: math.inf}, 0.025),
+        ({0.1: math.inf, 0.4: math.inf}, 0.025),
+    ],
+)
+def test_where_the_best_lies_at_an_end_the_next_lies_two_octaves_past_it(
+    scores: dict[float, float], expected: float | None
+) -> None:
+    runs = [Run(rate, 1 / 3, score) for rate, score in scores.items()]
+    found = beyond(runs)
+    assert found is None if expected is None else found == pytest.approx(expected)
+    # Shorter cycles like higher rates: what they say does not count where there are longer ones.
+    shorter = [Run(rate, 1 / 9, -rate) for rate in scores]
+    assert len(scores) < 2 or beyond([*shorter, *runs, Run(0.2, 1.0, 0.1)]) == found
+
+
+def test_an_optimum_far_off_does_not_explain_scores_that_fall_towards_the_other_end() -> None:
+    """Every rate tried lies on the rim of an optimum far below: with a flat one all would do."""
+    tried = {-9.5: 0.356, -8: 0.278, -6: 0.27, -4: 0.225, -2: 0.096}  # friedman-mlp-nesterov@300
+    belief = best_rate(prior(2**-7.8), [Run(2.0**x, 1 / 3, y) for x, y in tried.items()])
+    assert -4 < math.log2(belief.quantile(0.5)) < -1
 
 
 def test_noise_alone_is_not_taken_for_overfitting() -> None:
@@ -97,9 +130,21 @@ def test_the_interval_covers_the_best_rate() -> None:
 
 
 def test_the_interval_ends_below_divergence() -> None:
-    rates = (0.4, 0.8, 1.6)  # of which the highest, just below the edge at 2, is the best
-    found = refined(prior(), [Run(rate, 1 / 3, 0.5 - 0.1 * k) for k, rate in enumerate(rates)])
+    rates = (0.2, 0.45, 1.6)  # of which the highest, just below the edge at 2, is hardly worse
+    scores = (0.5, 0.4, 0.41)
+    found = refined(prior(), [Run(*run) for run in zip(rates, [1 / 3] * 3, scores, strict=True)])
+    assert found.lr_diverged == 2
     assert found.centre <= found.interval[1] <= found.high < 2
+
+
+def test_a_best_run_just_below_the_divergence_edge_moves_the_edge() -> None:
+    """Best rates lie two octaves below it and more: so either run or edge is by chance there."""
+    runs = [Run(0.4, 1 / 3, 0.5), Run(1.6, 1 / 3, 0.2)]
+    assert refined(prior(), runs).lr_diverged == pytest.approx(6.4)
+    worse = [Run(0.4, 1 / 3, 0.2), Run(1.6, 1 / 3, 0.5)]
+    assert refined(prior(), worse).lr_diverged == 2
+    diverged = [Run(0.4, 1 / 3, math.inf), Run(1.6, 1 / 3, math.inf)]
+    assert refined(prior(), diverged).lr_diverged == 2
 
 
 def test_little_is_not_taken_for_certainty() -> None:
@@ -119,7 +164,7 @@ def test_little_is_not_taken_for_certainty() -> None:
     assert found.centre > 3e-3
 
 
-@pytest.mark.parametrize("rate", [0.1, 0.001])
+@pytest.mark.parametrize("rate", [0.1, 0.002])
 def test_what_little_there_is_does_not_take_reliability_from_range_tests(rate: float) -> None:
     """Two runs at one rate, as in each further context; unless they are far from the prior's."""
     near = prior(rate)
@@ -132,7 +177,7 @@ def test_what_little_there_is_does_not_take_reliability_from_range_tests(rate: f
 
 def test_nothing_passes_the_divergence_edge() -> None:
     edge = dataclasses.replace(prior(), lr_diverged=0.2)
-    runs = [Run(rate, 1 / 9, score) for rate, score in ((0.04, 0.9), (0.1, 0.5), (0.18, 0.1))]
+    runs = [Run(rate, 1 / 9, score) for rate, score in ((0.02, 0.9), (0.05, 0.1), (0.18, 0.11))]
     found = refined(edge, runs)
     assert found.centre < found.high < 0.2
     assert edge.moved(4.0).high < 0.2

@@ -24,7 +24,13 @@ from optuna.trial import TrialState
 
 import hpsched
 from hpsched import evidence, records
-from hpsched.coordinates import KAPPA_RANGE, Coordinates, coordinates, full_scale_values
+from hpsched.coordinates import (
+    KAPPA_RANGE,
+    SETTLES,
+    Coordinates,
+    coordinates,
+    full_scale_values,
+)
 from hpsched.errors import UsageError
 from hpsched.proposal import pool
 from hpsched.records import Settings
@@ -130,7 +136,7 @@ def test_the_first_trial_uses_the_standard_recipe_at_the_proposed_rate() -> None
         0,
         1,
         2,
-        3,
+        SETTLES,
         None,
         None,
         None,
@@ -166,7 +172,7 @@ def test_the_last_refining_trial_runs_in_full_in_a_database_too(tmp_path: Path) 
         lambda t: suggest_onecycle(t, total_steps=STEPS).run(FakeTraining(best_lr=0.3, noise=0.05)),
         n_trials=5,
     )
-    assert [t.user_attrs.get(records.REFINES) for t in study.trials] == [0, 1, 2, 3, None]
+    assert [t.user_attrs.get(records.REFINES) for t in study.trials] == [0, 1, 2, SETTLES, None]
     assert records.cycles(study.trials[3])[-1].is_full
 
 
@@ -215,7 +221,7 @@ def test_later_contexts_start_from_what_the_first_one_learned() -> None:
 
     study = optimize(10, objective=objective)
     roles = [t.user_attrs.get(records.REFINES) for t in study.trials]
-    assert roles == [0, 1, 2, 3, None, None, 0, 3, None, None]
+    assert roles == [0, 1, 2, 3, SETTLES, None, 0, SETTLES, None, None]
     first = study.trials[6]
     alone = evidence.pool(evidence.of_context([first], "wide=True"), STEPS)
     assert alone and first.params["max_lr"] < 0.75 * alone.proposal.centre
@@ -244,7 +250,7 @@ def test_a_second_recipe_stands_still_while_the_first_is_refined() -> None:
 
     study = optimize(8, objective=objective)
     roles = [t.user_attrs.get(records.REFINES) for t in study.trials]
-    assert [role for role in roles if role is not None] == [0, 1, 2, 3]
+    assert [role for role in roles if role is not None] == [0, 1, 2, SETTLES]
     pct_starts = [t.params["b_pct_start"] for t in study.trials if "b_pct_start" in t.params]
     assert len(set(pct_starts)) > 1
 
@@ -741,7 +747,7 @@ def test_a_trial_that_ran_out_of_memory_passes_its_role_on_and_teaches_tpe() -> 
     assert len(lost) == sum(width > 50 for width in widths)
     assert sum(width > 50 for width in widths[20:]) < 10  # by chance: 10 ± 2
     roles = [t.user_attrs.get(records.REFINES) for t in study.trials if t not in lost]
-    assert {0, 1, 2, 3} <= set(roles)
+    assert {0, 1, 2, SETTLES} <= set(roles)
 
 
 def test_gp_takes_diverged_trials_beside_the_users_own_parameters() -> None:

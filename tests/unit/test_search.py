@@ -21,11 +21,13 @@ from optuna.trial import FrozenTrial, TrialState
 
 import hpsched
 from hpsched import lr_curve, records, search
-from hpsched.coordinates import REFINING, Snapshot, located
+from hpsched.coordinates import Snapshot, located
 from hpsched.search import MOST, REACH, Search, Seen, learn
 
 STEPS, RUNGS = 270, (30, 90, 270)
 Objective = Callable[[optuna.Trial], Any]
+#: Refining trials of a study whose best rate lies between the first three; the last runs in full.
+REFINING = 4
 
 
 @dataclass
@@ -149,7 +151,7 @@ def test_proposals_stay_in_the_users_ranges(name: str) -> None:
     tried = [trial.params for trial in study.trials] + proposals(known(study))
     for field, (low, high, _) in recipe.space.items():
         assert all(low <= params[field] <= high for params in tried), field
-    assert len({tuple(params.values()) for params in tried[len(REFINING) :]}) > 1
+    assert len({tuple(params.values()) for params in tried[REFINING:]}) > 1
     for field, value in options.items():
         if field in records.FIELDS and isinstance(value, int | float):
             assert recipe.fixed[field] == value
@@ -367,7 +369,7 @@ def test_a_study_that_overfits_runs_in_full_and_moves_its_guess() -> None:
     study = run(train, 16)
     state = known(study)
     assert state.overfits and not state.trusts_rungs
-    assert [ran(t) for t in study.trials[len(REFINING) :]] == [[STEPS]] * 12
+    assert [ran(t) for t in study.trials[REFINING:]] == [[STEPS]] * 12
     shift = dict(zip(state.axes.fields, state.axes.shift() * state.axes.width, strict=True))
     assert shift.pop("weight_decay") == pytest.approx(1.2)
     assert set(shift.values()) == {0.0}  # less training would mend it, too, but not as well
@@ -466,14 +468,14 @@ def test_no_more_than_three_in_a_row_end_early() -> None:
 
     def objective(trial: optuna.Trial) -> float:
         recipe = suggest(trial)
-        if trial.number == len(REFINING) - 1:
+        if trial.number == REFINING - 1:
             return recipe.run(lambda cycle: lucky.__setitem__(0, cycle.max_lr) or train(cycle))
         return recipe.run(train)
 
     study = run(objective=objective, n_trials=21)
     full = [len(ran(t)) == len(RUNGS) for t in study.trials]
-    assert full[: len(REFINING)] == [False] * 3 + [True]
-    later = "".join("F" if one else "s" for one in full[len(REFINING) :])
+    assert full[:REFINING] == [False] * 3 + [True]
+    later = "".join("F" if one else "s" for one in full[REFINING:])
     assert max(map(len, later.split("F"))) == 3
     assert "sssF" in later
 
@@ -682,7 +684,7 @@ def test_confirmations_are_repeats_of_their_recipe() -> None:
 
         return suggest(trial).run(train)
 
-    study = run(objective=objective, n_trials=12)
+    study = run(objective=objective, n_trials=10)
     before = known(study)
     for _ in range(3):
         study.enqueue_trial(study.trials[3].params, user_attrs={records.CONFIRMS: 3})
@@ -691,7 +693,7 @@ def test_confirmations_are_repeats_of_their_recipe() -> None:
     fresh = after.seen[len(before.seen) :]
     assert [(seen.number, seen.level) for seen in fresh] == [(3, 0)] * 3
     assert len({seen.z for seen in after.seen if seen.number == 3}) == 1
-    assert [seen.score for seen in fresh] == [trial.value for trial in study.trials[12:]]
+    assert [seen.score for seen in fresh] == [trial.value for trial in study.trials[10:]]
     assert set(after.expected) == set(before.expected)  # they are no trials of their own
 
     def better(state: Search) -> int:
@@ -771,7 +773,7 @@ def test_several_objectives_fall_back_to_tpe(monkeypatch: pytest.MonkeyPatch) ->
 
 def long_study(n: int, scored: Callable[[int], float], rungs: bool) -> Snapshot:
     """``n`` trials: the refining ones, then made-up ones of their recipe at other rates."""
-    source = small().trials[len(REFINING) - 1]
+    source = small().trials[REFINING - 1]
     octaves = np.random.default_rng(0).normal(0, 1, n).tolist()
 
     def made(number: int) -> FrozenTrial:
@@ -794,8 +796,8 @@ def long_study(n: int, scored: Callable[[int], float], rungs: bool) -> Snapshot:
             datetime_complete=source.datetime_complete,
         )
 
-    refining = small().trials[: len(REFINING)]
-    trials = [*refining, *(made(number) for number in range(len(REFINING), n))]
+    refining = small().trials[:REFINING]
+    trials = [*refining, *(made(number) for number in range(REFINING, n))]
     return Snapshot(trials, (StudyDirection.MINIMIZE,))
 
 
@@ -829,7 +831,7 @@ def test_the_best_of_many_values_reported_without_run_is_not_forgotten() -> None
 
     now = long_study(MOST + 50, scored, rungs=False)
     expected = search.expected(now.trials, StudyDirection.MINIMIZE)
-    assert set(range(len(REFINING), 10)) <= set(expected)
+    assert set(range(REFINING, 10)) <= set(expected)
 
 
 def test_overfitting_is_judged_by_each_trials_own_finite_full_run() -> None:
