@@ -34,7 +34,7 @@ ORDER = (
 )
 LABELS = {
     "hpsched": "<b>hpsched</b>: three range tests",
-    "hpsched, refined": "<b>hpsched</b>: and four refining trials",
+    "hpsched, refined": "<b>hpsched</b>: and refining trials",
     "hpsched, one sweep": "<b>hpsched</b>: one range test",
     "our geometric_mean": "geometric mean of the two below",
     "our minimum": "minimum, without lag",

@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 import hpsched
 from hpsched import lr_curve, records, search
-from hpsched.coordinates import Snapshot, located
+from hpsched.coordinates import FURTHER, SETTLES, Snapshot, located
 from hpsched.search import MOST, REACH, Search, Seen, learn
 
 STEPS, RUNGS = 270, (30, 90, 270)
@@ -357,6 +357,26 @@ def test_runs_that_all_diverge_are_survived() -> None:
     assert all(s.score == math.inf for s in state.seen)
     assert state.expected == {}
     assert study.trials[-1].params["max_lr"] < study.trials[0].params["max_lr"]
+
+
+def test_refining_goes_on_past_the_end_until_the_best_lies_between_others() -> None:
+    training = Planted(octaves=-4.0, noise=0.002)
+    study = run(training, 5)
+    assert [t.user_attrs[records.REFINES] for t in study.trials] == list(range(SETTLES + 1))
+    rates = [t.params["max_lr"] for t in study.trials]
+    assert rates[1] < rates[0]
+    assert rates[2:4] == pytest.approx([rates[1] / 4, rates[1] / 16])
+    assert [len(ran(t)) for t in study.trials] == [2, 2, 2, 2, 3]
+    centre = known(study).axes.where.centre
+    assert abs(math.log2(centre / rates[0]) - training.octaves) < 1.2
+
+
+def test_while_the_third_is_under_way_the_next_one_settles() -> None:
+    study = run(Planted(octaves=-4.0, noise=0.002), 2)
+    for role in (FURTHER[0], SETTLES):
+        trial = study.ask()
+        suggest(trial).to_dict()
+        assert study.trials[trial.number].user_attrs[records.REFINES] == role
 
 
 # ------------------------------------------------------------------ short cycles
