@@ -45,13 +45,16 @@ KAPPA_RANGE = (0.01, 5.0)
 COUPLED = frozenset({"Adam", "NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta", "RMSprop"})
 COUPLED_DECAYS = (1e-6, 1e-2)
 COUPLED_DECAY = 1e-4
-#: Where in the belief about the best max_lr each refining trial lies: the centre, a flank, twice
-#: the other flank, and what is the centre by then, which is run in full (docs/calibration.md).
-REFINING = (0.5, 0.15, 0.85, 0.85, 0.5)
-#: Those that rather lie past what was tried, if the best is at an end of it; else only one is run.
-FURTHER = (2, 3)
-SETTLES = len(REFINING) - 1
-#: Those of them that each context after the first plays: first and last.
+#: Role of a refining trial → where in the belief about the best max_lr it lies: the centre, the
+#: lower flank, the upper one, and what is the centre by then (docs/calibration.md).
+REFINING = {0: 0.5, 1: 0.15, 2: 0.85, 3: 0.5}
+#: The one that runs in full.
+SETTLES = 3
+#: Those that rather lie past what was tried, if the best is at an end of it; the second is played
+#: only then, before all is settled.
+FURTHER = (2, 4)
+ORDER = (0, 1, *FURTHER, SETTLES)
+#: Those that each context after the first plays.
 LATER = (0, SETTLES)
 #: Horizon assumed for κ when ``suggest_onecycle`` was not told total_steps.
 ASSUMED_STEPS = 1000
@@ -171,34 +174,30 @@ class Coordinates:
         return guess
 
     def refining(self, k: int) -> float:
-        """max_lr of the k-th refining trial: past an end, or a quantile of what is believed."""
+        """max_lr of a refining trial: past an end, or a quantile of what is believed."""
         assert self.evidence is not None
-        if k == 0:
-            return self._tried(self.centre)
         if k in FURTHER and (further := self.further):
             return further
         belief = refine.best_rate(self.evidence.start, self.evidence.runs)
-        return self._tried(belief.quantile(REFINING[k]))
+        return self._tried(self.centre if k == 0 else belief.quantile(REFINING[k]))
 
     @cached_property
     def further(self) -> float | None:
         """max_lr past what refining trials have tried, if the best of them lies at an end.
 
-        None also where the user's range or the divergence edge leaves no octave of room.
+        None also where the user's range leaves less than an octave of room.
         """
         assert self.evidence is not None
         wanted = refine.beyond(self.evidence.runs)
         if wanted is None:
             return None
         rate = self._tried(wanted)
-        tried = [run.max_lr for run in self.evidence.runs]
-        room = max(rate / max(tried), min(tried) / rate)
-        return rate if room >= 2 else None
+        return rate if 0.5 <= rate / wanted <= 2 else None
 
     def _tried(self, rate: float) -> float:
-        """The rate, within the user's range and below where sweeps diverged."""
+        """The rate, within the user's range and below where training diverges."""
         assert self.evidence is not None
-        edge = self.evidence.proposal.lr_diverged or math.inf
+        edge = self.evidence.edge or math.inf
         return self._clip("max_lr", min(rate, lr_curve.EDGE * edge))
 
     def _unit(self, values: Mapping[str, float]) -> float:

@@ -157,7 +157,7 @@ def _trials(name: str, url: str | None) -> str:
     if not ran_in_full and is_over(read_settings(study), runs, study.directions[0]):
         raise HpschedError(
             "the budget was spent before any trial ran in full: create another study with a larger "
-            "one. A search begins with three trials of short cycles."
+            "one. A search begins with three or four trials of short cycles."
         )
     return f"{len(failed)} failed, {len(diverged)} diverged"
 

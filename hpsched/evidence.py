@@ -51,6 +51,11 @@ class Evidence:
     runs: tuple[refine.Run, ...] = ()
     decay_limit: float = math.inf
 
+    @property
+    def edge(self) -> float | None:
+        """Where training diverges, for all that range tests and complete cycles say."""
+        return refine.edge_of(self.start, self.runs)
+
 
 def of(
     trials: Sequence[FrozenTrial], recipe: RecipeSpace, directions: Sequence[StudyDirection]

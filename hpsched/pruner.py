@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 from hpsched import records, search
 from hpsched.coordinates import Snapshot, located, spaces
 from hpsched.errors import UsageError
-from hpsched.sampler import role_of
+from hpsched.sampler import is_small, role_of
 
 
 class CyclePruner(BasePruner):
@@ -74,18 +74,9 @@ def _runs_on(study: Study, trial: FrozenTrial, rung: int) -> bool:
     if role is not None:
         later = [index for index, _ in recipe.rungs if index > rung]
         # Without a range test there is one such trial only, and it shows what to beat.
-        return where.evidence is None or len(later) > 1 or (role == 0 and _is_small(study))
+        return where.evidence is None or len(later) > 1 or (role == 0 and is_small(study))
     known = search.learn(now, where, trial)
     return known is None or known.promises(trial.number)
-
-
-#: Search trials, or full cycles, below which a budget is small: refining leaves little of it.
-SMALL = 8
-
-
-def _is_small(study: Study) -> bool:
-    settings = study.user_attrs.get(records.SETTINGS, {})
-    return (settings.get("trials") or settings.get("cycles") or math.inf) < SMALL
 
 
 def climbs(own: float, others: list[float], reduction_factor: int) -> bool:

@@ -16,8 +16,8 @@ attribute              of      holds
 ``hpsched:confirm``    trial   :class:`CycleRecord` of a confirmation
 ``hpsched:confirms``   trial   number of the trial that this one repeats with a fresh seed
 ``hpsched:seed``       trial   the seed of a confirmation that other studies run with the same seed
-``hpsched:refines``    trial   k: the k-th of its context to play the standard recipe, at a rate
-                               chosen to find the best one; 0 is at the proposed rate
+``hpsched:refines``    trial   its part in finding the best rate with the standard recipe: 0 is at
+                               the proposed one, 3 runs in full (:data:`coordinates.REFINING`)
 ``hpsched:diverged``   trial   why the run was ended as diverged
 ``hpsched:out_of_memory`` trial which run of the trial ran out of memory, and in what words
 ``hpsched:error``      trial   why the trial failed

@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float64]
 
-__all__ = ["Run", "best_rate", "beyond", "refined"]
+__all__ = ["Run", "best_rate", "beyond", "edge_of", "refined"]
 
-CAP, RIM = 10.0, 0.25  # the bowl's rim, in noise, and what it rises by for each factor of e beyond
+CAP, RIM = 10.0, 0.25  # the bowl's rim, in noise; beyond it rises by RIM × CAP a factor of e
 HEAVY = 0.3  # noise grows by this share of the distance from the best score
 SPREAD = 1.2  # octaves: how far a reliable range test is off (docs/calibration.md)
 WIDE = 2.5  # octaves: and an unreliable one, unless its window is wider still
@@ -114,18 +114,32 @@ def best_rate(prior: Proposal, runs: Sequence[Run]) -> Belief:
 def beyond(runs: Sequence[Run]) -> float | None:
     """The rate to try next: two octaves past the best run, if that is the lowest or the highest.
 
-    Of runs of the longest length that has two or more; where all diverged, the lowest is the best.
-    None where the best lies between others, or among equals at both ends.
+    Of runs of the longest length that has two or more, and of diverged ones of any length, which
+    are the worst; where all diverged, the lowest is the best. None where the best lies between
+    others, or among equals at both ends.
     """
     same = _longest(runs)
     if not same:
         return None
-    rates = [run.max_lr for run in same]
+    rates = [run.max_lr for run in [*same, *_diverged(runs)]]
     best = _best(same) or [min(rates)]
     low, high = min(best) == min(rates), max(best) == max(rates)
     if low == high:
         return None
     return max(rates) * 2**STRIDE if high else min(rates) / 2**STRIDE
+
+
+def edge_of(prior: Proposal, runs: Sequence[Run]) -> float | None:
+    """Where training diverges: where the sweeps did, unless complete cycles say that it is higher.
+
+    Best rates lie two octaves below it and more. So if the best run is nearer than that, the edge
+    moves up, as far as the lowest run above it that diverged.
+    """
+    best = _best(_longest(runs))
+    if prior.lr_diverged is None or not best:
+        return prior.lr_diverged
+    lost = min((run.max_lr for run in _diverged(runs) if run.max_lr > min(best)), default=math.inf)
+    return max(prior.lr_diverged, min(ABOVE_BEST * min(best), lost))
 
 
 def _longest(runs: Sequence[Run]) -> list[Run]:
@@ -139,6 +153,10 @@ def _best(same: Sequence[Run]) -> list[float]:
     """Rates of those runs of one length that have the best score; none if all diverged."""
     score = min((run.score for run in same), default=math.inf)
     return [run.max_lr for run in same if run.score == score < math.inf]
+
+
+def _diverged(runs: Sequence[Run]) -> list[Run]:
+    return [run for run in runs if math.isinf(run.score)]
 
 
 def _log_t(z: Array, freedom: float) -> Array:
@@ -169,7 +187,7 @@ def _log_likelihood(mu: Array, runs: Sequence[Run]) -> Array:
 def _log_near(mu: Array, runs: Sequence[Run]) -> Array:
     """Discounts optima more than FAR octaves outside what was tried.
 
-    There the bowl's rim is flat, and would explain any scores as noise.
+    There the bowl's rim is nearly flat, and would explain many scores as noise.
     """
     x = np.log2([run.max_lr for run in runs])
     beyond = np.maximum(np.maximum(x.min() - mu, mu - x.max()) - FAR, 0.0)
@@ -211,8 +229,7 @@ def refined(prior: Proposal, runs: Sequence[Run]) -> Proposal:
 
     Without two scores of one length, or a diverged run, it is the prior itself. When four octaves
     or more remain, the window holds the prior's too, and the proposal is reliable only if it agrees
-    with reliable range tests: their window holds its centre. A divergence edge that lies less than
-    two octaves above the best run, nearer than any edge that was found right, moves up.
+    with reliable range tests: their window holds its centre.
     """
     lengths = [run.share for run in runs if math.isfinite(run.score)]
     if len(lengths) == len(runs) and len(set(lengths)) == len(lengths):
@@ -224,7 +241,7 @@ def refined(prior: Proposal, runs: Sequence[Run]) -> Proposal:
     if octaves >= USELESS:
         reliable = prior.reliable and prior.low <= centre <= prior.high
         window = min(window[0], prior.low), max(window[1], prior.high)
-    edge = _edge(prior, runs)
+    edge = edge_of(prior, runs)
     bottom = room(window[0], edge)
     centre = below(centre, bottom, edge)
     return Proposal(
@@ -232,18 +249,10 @@ def refined(prior: Proposal, runs: Sequence[Run]) -> Proposal:
         low=bottom,
         high=below(window[1], centre, edge),
         interval=(low, below(high, centre, edge)),
-        lr_diverged=edge,
+        lr_diverged=prior.lr_diverged,
         reliable=reliable,
         missed=prior.missed,
         reason=f"range tests and {len(runs)} complete cycles: the best max_lr is known within "
         f"{octaves:.1f} octaves",
         replicates=prior.replicates,
     )
-
-
-def _edge(prior: Proposal, runs: Sequence[Run]) -> float | None:
-    """Where training diverges, for all that is known."""
-    best = _best(_longest(runs))
-    if prior.lr_diverged is None or not best:
-        return prior.lr_diverged
-    return max(prior.lr_diverged, ABOVE_BEST * min(best))

@@ -15,6 +15,7 @@ are the same in every trial.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Container, Mapping, Sequence
 from numbers import Integral
 from typing import Any, cast
@@ -30,7 +31,7 @@ from hpsched import records, search
 from hpsched.coordinates import (
     FURTHER,
     LATER,
-    REFINING,
+    ORDER,
     SETTLES,
     Coordinates,
     Snapshot,
@@ -157,7 +158,7 @@ class OneCycleSampler(BaseSampler):
         if key not in self._draws:
             now = self._snapshot(study)
             where = located(now, recipe)
-            k = _refines(study, now.trials, trial, recipe, where)
+            k, where = _refines(study, now.trials, trial, recipe, where)
             held = where.holding(_given(study, trial, recipe))
             if k is not None:
                 values = held.standard(max_lr=where.refining(k) if where.evidence else None)
@@ -236,21 +237,25 @@ def _refines(
     trial: FrozenTrial,
     recipe: RecipeSpace,
     where: Coordinates,
-) -> int | None:
-    """Which refining trial of its context this is, or None; workers that draw at once agree."""
-    main = next(iter(spaces(trial)), recipe)
-    many = len(study.directions) > 1
-    if recipe.prefix != main.prefix or _free_role(trials, trial, recipe, where, many) is None:
-        return None
-    if set(recipe.names) & set(trial.system_attrs.get("fixed_params", {})):  # read when asked for
-        return None
+) -> tuple[int | None, Coordinates]:
+    """Which refining trial of its context this is, if any, and the coordinates by then.
 
-    def choose() -> int | None:
+    Workers that draw at once agree.
+    """
+    main = next(iter(spaces(trial)), recipe)
+    if recipe.prefix != main.prefix or _free_role(study, trials, trial, recipe, where) is None:
+        return None, where
+    if set(recipe.names) & set(trial.system_attrs.get("fixed_params", {})):  # read when asked for
+        return None, where
+
+    def choose() -> tuple[int | None, Coordinates]:
         with exclusive(study._storage, study.study_name):
-            k = _free_role(_trials(study), trial, recipe, where, many)
+            now = Snapshot(_trials(study), study.directions)
+            there = located(now, recipe)
+            k = _free_role(study, now.trials, trial, recipe, there)
             if k is not None:
                 study._storage.set_trial_user_attr(trial._trial_id, records.REFINES, k)
-            return k
+            return k, there
 
     return patiently(choose, "choosing what to refine")
 
@@ -262,17 +267,18 @@ def role_of(study: Study, trial_id: int) -> int | None:
 
 
 def _free_role(
+    study: Study,
     trials: Sequence[FrozenTrial],
     trial: FrozenTrial,
     recipe: RecipeSpace,
     where: Coordinates,
-    many: bool,
 ) -> int | None:
     """The first role that nobody holds, or has played without failing.
 
     The first context gets all of them, each further one starts from what the first has learned.
-    The second past an end only if the best lies at an end when all before it are through.
-    Without range tests, or with several objectives (``many``), there is only the standard recipe.
+    Without range tests, or with several objectives, there is only the standard recipe. The second
+    past an end is for short cycles alone, where the budget is not small, and the best lies at an
+    end when all before it are through.
     """
     held: dict[str, set[int]] = {}
     unfinished = set()
@@ -284,14 +290,29 @@ def _free_role(
             held.setdefault(key, set()).add(k)
             if not other.state.is_finished():
                 unfinished.add(key)
-    if many or where.evidence is None or not recipe.rungs:
+    if len(study.directions) > 1 or where.evidence is None or not recipe.rungs:
         return None if held else 0
     first = not held or recipe.context_key == next(iter(held))
     taken = held.get(recipe.context_key, set())
-    done = recipe.context_key not in unfinished and SETTLES not in taken
-    walks = done and where.further is not None
-    roles: Sequence[int] = range(len(REFINING)) if first else LATER
-    return next((k for k in roles if k not in taken and (walks or k != FURTHER[-1])), None)
+    again = (
+        len(recipe.rungs) > 1
+        and recipe.context_key not in unfinished
+        and SETTLES not in taken
+        and not is_small(study)
+        and where.further is not None
+    )
+    roles = ORDER if first else LATER
+    return next((k for k in roles if k not in taken and (again or k != FURTHER[-1])), None)
+
+
+#: Search trials, or full cycles, below which a budget is small: refining leaves little of it.
+SMALL = 8
+
+
+def is_small(study: Study) -> bool:
+    """Whether the study's budget is small."""
+    settings = study.user_attrs.get(records.SETTINGS, {})
+    return bool((settings.get("trials") or settings.get("cycles") or math.inf) < SMALL)
 
 
 def _whole(now: Snapshot) -> list[FrozenTrial]:

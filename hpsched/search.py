@@ -101,7 +101,7 @@ class Axes:
         if "max_lr" in self.fields and found is not None:
             at = self.fields.index("max_lr")
             limits = [edge / self.where.centre for edge in self.where.recipe.space["max_lr"][:2]]
-            edge = lr_curve.EDGE * (found.proposal.lr_diverged or math.inf) / self.where.centre
+            edge = lr_curve.EDGE * (found.edge or math.inf) / self.where.centre
             bottom[at] = max(bottom[at] / REACH, limits[0])
             top[at] = max(min(top[at] * REACH, limits[1], edge), top[at])
         return bottom, top

@@ -26,6 +26,7 @@ import hpsched
 from hpsched import evidence, records
 from hpsched.coordinates import (
     KAPPA_RANGE,
+    ORDER,
     SETTLES,
     Coordinates,
     coordinates,
@@ -221,7 +222,7 @@ def test_later_contexts_start_from_what_the_first_one_learned() -> None:
 
     study = optimize(10, objective=objective)
     roles = [t.user_attrs.get(records.REFINES) for t in study.trials]
-    assert roles == [0, 1, 2, 3, SETTLES, None, 0, SETTLES, None, None]
+    assert roles == [*ORDER, None, 0, SETTLES, None, None]
     first = study.trials[6]
     alone = evidence.pool(evidence.of_context([first], "wide=True"), STEPS)
     assert alone and first.params["max_lr"] < 0.75 * alone.proposal.centre

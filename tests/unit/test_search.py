@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 import hpsched
 from hpsched import lr_curve, records, search
-from hpsched.coordinates import FURTHER, SETTLES, Snapshot, located
+from hpsched.coordinates import FURTHER, ORDER, SETTLES, Snapshot, located
 from hpsched.search import MOST, REACH, Search, Seen, learn
 
 STEPS, RUNGS = 270, (30, 90, 270)
@@ -359,16 +359,60 @@ def test_runs_that_all_diverge_are_survived() -> None:
     assert study.trials[-1].params["max_lr"] < study.trials[0].params["max_lr"]
 
 
-def test_refining_goes_on_past_the_end_until_the_best_lies_between_others() -> None:
-    training = Planted(octaves=-4.0, noise=0.002)
-    study = run(training, 5)
-    assert [t.user_attrs[records.REFINES] for t in study.trials] == list(range(SETTLES + 1))
+def roles(study: optuna.Study) -> list[int | None]:
+    return [trial.user_attrs.get(records.REFINES) for trial in study.trials]
+
+
+@pytest.mark.parametrize(("octaves", "direction"), [(-4.0, "minimize"), (2.5, "maximize")])
+def test_refining_goes_on_past_the_end_until_the_best_lies_between_others(
+    octaves: float, direction: str
+) -> None:
+    training = Planted(octaves=octaves, noise=0.002)
+    sign = -1 if direction == "maximize" else 1
+    study = run(lambda cycle: sign * training(cycle), 5, direction=direction)
+    assert roles(study) == list(ORDER)
     rates = [t.params["max_lr"] for t in study.trials]
     assert rates[1] < rates[0]
-    assert rates[2:4] == pytest.approx([rates[1] / 4, rates[1] / 16])
+    end = rates[1] / 4 if octaves < 0 else rates[0] * 4
+    assert rates[2] == pytest.approx(end)
+    # The sweeps' divergence edge gives way, and leaves a little less than two octaves.
+    assert rates[3] == pytest.approx(end / 4 if octaves < 0 else 3.2 * end)
     assert [len(ran(t)) for t in study.trials] == [2, 2, 2, 2, 3]
     centre = known(study).axes.where.centre
-    assert abs(math.log2(centre / rates[0]) - training.octaves) < 1.2
+    assert abs(math.log2(centre / rates[0]) - octaves) < 1.2
+
+
+def test_a_trial_that_fails_past_the_end_is_followed_by_another_there() -> None:
+    training = Planted(octaves=-4.0, noise=0.002)
+
+    def objective(trial: optuna.Trial) -> float:
+        def train(cycle: hpsched.Cycle) -> float:
+            if trial.number == 2 and cycle.total_steps == RUNGS[1] and not cycle.is_range_test:
+                raise OSError("no space left on device")
+            return training(cycle)
+
+        return suggest(trial).run(train)
+
+    study = create()
+    study.optimize(objective, n_trials=5, catch=OSError)
+    assert roles(study) == [0, 1, FURTHER[0], FURTHER[0], FURTHER[1]]
+    assert study.trials[3].params["max_lr"] == pytest.approx(study.trials[2].params["max_lr"])
+
+
+@pytest.mark.parametrize("why", ["small budget", "no short cycles", "no room"])
+def test_what_keeps_refining_from_a_second_trial_past_the_end(why: str) -> None:
+    training = Planted(octaves=-4.0, noise=0.002)
+    options: dict[str, Any] = {}
+    study = create()
+    if why == "small budget":
+        settings = records.Settings(objective="", seed=0, cycles=5).to_json()
+        study.set_user_attr(records.SETTINGS, settings)
+    elif why == "no short cycles":
+        options = {"rungs": 1}
+    else:
+        options = {"max_lr": (0.04, 10.0)}
+    study.optimize(lambda trial: suggest(trial, **options).run(training), n_trials=4)
+    assert roles(study) == [0, 1, 2, SETTLES]
 
 
 def test_while_the_third_is_under_way_the_next_one_settles() -> None:
