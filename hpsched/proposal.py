@@ -152,7 +152,7 @@ def _fallback(
     low = min(t.lrs[0] for t in tests)
     high = max(t.lrs[-1] for t in tests)
     if edge is not None:
-        # Best rates were found 2 to 6 octaves below the edge, never further (docs/calibration.md).
+        # Good rates were found up to 8 octaves below the edge, never further (docs/calibration.md).
         low, high = edge / BELOW_EDGE, min(high, lr_curve.EDGE * edge)
     if low >= high:
         low, high = low / lr_curve.WINDOW, low * lr_curve.WINDOW

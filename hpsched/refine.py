@@ -51,7 +51,7 @@ SLOPE_TAILS = 2.0  # … of which some are far off: a model that overfits wants 
 BRINK, STEEP = 1.5, 2.5  # runs diverge from about this many octaves above the optimum on
 OVERFITS = 1.2  # and from here on longer training may score worse than shorter
 CHANCE = 0.01  # either may happen at any rate
-ABOVE_BEST = 4.0  # the divergence edge is at least this factor above best rates (calibration.md)
+ABOVE_BEST = 4.0  # factor from the best run within which a divergence edge is not believed
 STRIDE = 2.0  # octaves from the best run to the next one, where it is the lowest or the highest
 ENOUGH = 3  # scores of a length that show their spread
 LITTLE = 2.0  # times the spread of the shorter cycles: what counts as worse, and not as noise
@@ -132,8 +132,8 @@ def beyond(runs: Sequence[Run]) -> float | None:
 def edge_of(prior: Proposal, runs: Sequence[Run]) -> float | None:
     """Where training diverges: where the sweeps did, unless complete cycles say that it is higher.
 
-    Best rates lie two octaves below it and more. So if the best run is nearer than that, the edge
-    moves up, as far as the lowest run above it that diverged.
+    Sweeps diverge some two octaves above the highest good rate (docs/calibration.md). So if the
+    best run is nearer than that, the edge moves up, as far as the lowest run that diverged above.
     """
     best = _best(_longest(runs))
     if prior.lr_diverged is None or not best:
