@@ -311,7 +311,8 @@ SMALL = 8
 
 def is_small(study: Study) -> bool:
     """Whether the study's budget is small."""
-    settings = study.user_attrs.get(records.SETTINGS, {})
+    attrs = study._storage.get_study_user_attrs(study._study_id)  # Hyperband's study has only this
+    settings = attrs.get(records.SETTINGS, {})
     return bool((settings.get("trials") or settings.get("cycles") or math.inf) < SMALL)
 
 

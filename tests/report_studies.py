@@ -73,7 +73,7 @@ def mixed() -> Summary:
         recipe = hpsched.suggest_onecycle(
             trial, total_steps=STEPS, context={"norm": norm}, range_test=trial.number % 4 > 0
         )
-        return recipe.run(FakeTraining(best_lr=0.01 if norm == "batch" else 0.3, horizon=STEPS))
+        return recipe.run(FakeTraining(best_lr=0.01 if norm == "batch" else 0.4, horizon=STEPS))
 
     for rate in (8.0, 10.0):
         study.enqueue_trial({"max_lr": rate, "norm<b>": HOSTILE})
