@@ -58,7 +58,7 @@ def search_figure(rows: Sequence[Row]) -> go.Figure:
     figure = styled(figure, title, height=330 * lines)
     figure.update_annotations(font_size=13)
     figure.update_xaxes(type="log", title="full runs spent", tickvals=[0.5, 1, 2, 5, 10, 20, 40])
-    figure.update_yaxes(type="linear", range=[-4, WORST])
+    figure.update_yaxes(type="linear", range=[-5, WORST])
     figure.update_layout(width=1300, legend={"orientation": "h", "y": -0.15})
     return figure
 
