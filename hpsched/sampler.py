@@ -284,12 +284,14 @@ def _free_role(
     unfinished = set()
     for other in trials:
         k = other.user_attrs.get(records.REFINES)
-        lost = other.state == TrialState.FAIL or _ran_out(other)
-        if k is not None and not lost and other.number != trial.number:
-            key = next(iter(spaces(other)), recipe).context_key
-            held.setdefault(key, set()).add(k)
-            if not other.state.is_finished():
-                unfinished.add(key)
+        if k is None or other.number == trial.number:
+            continue
+        if other.state == TrialState.FAIL or _ran_out(other):
+            continue
+        key = next(iter(spaces(other)), recipe).context_key
+        held.setdefault(key, set()).add(k)
+        if not other.state.is_finished():
+            unfinished.add(key)
     if len(study.directions) > 1 or where.evidence is None or not recipe.rungs:
         return None if held else 0
     first = not held or recipe.context_key == next(iter(held))
