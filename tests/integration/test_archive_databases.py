@@ -179,7 +179,7 @@ def test_an_import_that_ends_early_looks_like_none(
     storage_url: str, tmp_path: Path, number: signal.Signals
 ) -> None:
     held = open_storage(storage_url, create=True)
-    many(tmp_path / "many.json", 2000)  # long enough to be caught in the middle
+    many(tmp_path / "many.json", 6000)  # long enough to be caught in the middle
     process = subprocess.Popen(
         [*HPSCHED, "study", "import", "many.json", "--storage", storage_url],
         cwd=tmp_path, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
