@@ -152,7 +152,7 @@ def test_the_interval_ends_below_divergence() -> None:
 def test_a_best_run_just_below_the_divergence_edge_moves_the_edge(
     scores: dict[float, float], edge: float
 ) -> None:
-    """Best rates lie two octaves below it and more: so either run or edge is by chance there."""
+    """Sweeps diverge some two octaves above good rates: nearer, it is the edge that is doubted."""
     runs = [Run(rate, 1 / 3, score) for rate, score in scores.items()]
     assert edge_of(prior(), runs) == pytest.approx(edge)
     assert refined(prior(), runs).high < edge
